@@ -1,0 +1,55 @@
+"""withstand: find out what a model withstands, and make it withstand more.
+
+The public names below are loaded on first use, so that `import withstand` costs next to nothing.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Linf": "withstand.threats",
+    "L2": "withstand.threats",
+    "L1": "withstand.threats",
+    "L0": "withstand.threats",
+    "Masked": "withstand.threats",
+    "load_model": "withstand.models",
+    "count_passes": "withstand.models",
+    "load_data": "withstand.data",
+    "corrupt": "withstand.corruptions",
+    "audit": "withstand.audit",
+    "Scorecard": "withstand.audit",
+    "parse": "withstand.registry",
+    "component": "withstand.registry",
+    "Rows": "withstand.random",
+}
+_MODULES = ("attacks", "threats", "objectives", "metrics", "corruptions", "detection", "models", "data", "report")
+
+__all__ = [*_HOMES, *_MODULES, "__version__"]
+
+if TYPE_CHECKING:
+    from withstand import attacks, corruptions, data, detection, metrics, models, objectives, report, threats
+    from withstand.audit import Scorecard, audit
+    from withstand.corruptions import corrupt
+    from withstand.data import load_data
+    from withstand.models import count_passes, load_model
+    from withstand.random import Rows
+    from withstand.registry import component, parse
+    from withstand.threats import L0, L1, L2, Linf, Masked
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        home = importlib.import_module(_HOMES[name])
+        value = getattr(home, name)
+    elif name in _MODULES:
+        value = importlib.import_module(f"withstand.{name}")
+    else:
+        raise AttributeError(f"module 'withstand' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
