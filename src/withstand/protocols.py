@@ -48,7 +48,9 @@ class Batch:
         return len(self.x)
 
     def _map(self, change: Callable[[Any], Any]) -> "Batch":
-        made = {f.name: change(v) for f in fields(self) if f.name != "extra" and (v := getattr(self, f.name)) is not None}
+        made = {
+            f.name: change(v) for f in fields(self) if f.name != "extra" and (v := getattr(self, f.name)) is not None
+        }
         return replace(self, **made, extra={k: change(v) for k, v in self.extra.items()})
 
     def index(self, rows: Tensor) -> "Batch":
@@ -368,7 +370,9 @@ class Check(Protocol):
 
     def prepare(self, target: Target, data: Dataset, given: Mapping[str, Any], ctx: Context) -> Any: ...
 
-    def rows(self, target: Target, shard: Batch, given: Mapping[str, Any], artefact: Any, ctx: Context) -> Iterable[Row]: ...
+    def rows(
+        self, target: Target, shard: Batch, given: Mapping[str, Any], artefact: Any, ctx: Context
+    ) -> Iterable[Row]: ...
 
     def reduce(self, rows: Any, others: Mapping[str, Any], ctx: Context) -> Findings: ...
 

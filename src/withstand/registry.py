@@ -67,9 +67,7 @@ _live: dict[tuple[str, str], Entry] = {}
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))
-def component(
-    kind: str, name: str, *, systems: tuple[str, ...] = (), extra: str = ""
-) -> Callable[[type[T]], type[T]]:
+def component(kind: str, name: str, *, systems: tuple[str, ...] = (), extra: str = "") -> Callable[[type[T]], type[T]]:
     """Make a class a component: a frozen pydantic dataclass with a readable repr, registered under its name.
 
     kind: one of `KINDS`. name: the field's spelling, lower case. systems: ids of the published systems it belongs to.
@@ -82,7 +80,9 @@ def component(
         from pydantic import ConfigDict
         from pydantic.dataclasses import dataclass as validated
 
-        made: Any = validated(cls, frozen=True, repr=False, config=ConfigDict(arbitrary_types_allowed=True, extra="forbid"))
+        made: Any = validated(
+            cls, frozen=True, repr=False, config=ConfigDict(arbitrary_types_allowed=True, extra="forbid")
+        )
         made.component_kind, made.component_name = kind, name
         made.__repr__ = made.__str__ = to_call
         made.__init__ = _explaining(made.__init__, name, cls)
@@ -117,8 +117,8 @@ def _readable(error: Any, name: str, cls: type) -> BadInput:
             lines.append(str(unknown(f"{name}: argument", field, [f.name for f in dataclasses.fields(cls) if f.init])))
         else:
             cause = item.get("ctx", {}).get("error")
-            said = str(cause) if isinstance(cause, Exception) else item["msg"]
-            lines.append(said if not field else f"{name}: {field}: got {item.get('input')!r}; {said}")
+            ours = isinstance(cause, BadInput)
+            lines.append(f"{name}: {cause}" if ours else f"{name}: {field}: got {item.get('input')!r}; {item['msg']}")
     return BadInput("; ".join(dict.fromkeys(lines)))
 
 
@@ -284,7 +284,7 @@ def coerce(kind: str) -> Callable[[Any], Any]:
 def to_call(made: Any) -> str:
     """The call that builds this component; fields at their default are left out, the first one is positional."""
     parts = []
-    fields = [f for f in dataclasses.fields(made) if f.init]
+    fields = sorted((f for f in dataclasses.fields(made) if f.init), key=lambda f: f.kw_only)
     for position, f in enumerate(fields):
         value = getattr(made, f.name)
         default = f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
@@ -305,7 +305,7 @@ def _same(a: Any, b: Any) -> bool:
 def _text(value: Any) -> str:
     if is_component(value):
         return to_call(value)
-    if isinstance(value, float) and math.isfinite(value) and value != int(value):
+    if isinstance(value, float) and math.isfinite(value) and len(repr(value)) > 6:
         pixels = round(value * 510) / 2  # radii are said in 255ths
         if pixels and pixels / 255 == value:
             return f"{pixels:g}/255"
@@ -360,7 +360,9 @@ def from_json(data: dict[str, Any] | str) -> Any:
         if isinstance(value, list):
             return [build(v) for v in value]
         if isinstance(value, str) and value.startswith("live:"):
-            raise bad("field", value, "settings only", "The object lived in the process that wrote this; give it again.")
+            raise bad(
+                "field", value, "settings only", "The object lived in the process that wrote this; give it again."
+            )
         return value
 
     name, kind = data.pop("component"), data.pop("kind", None)

@@ -1,0 +1,368 @@
+"""One block of examples under attack: everything that a search may ask, and everything that is remembered for it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from withstand.errors import bad
+from withstand.objectives import as_objective
+from withstand.protocols import Leaf, Seen
+from withstand.random import Rows
+from withstand.threats import Box, Threat, per_row
+
+Point = Tensor | dict[str, Tensor]
+P = TypeVar("P", Tensor, dict[str, Tensor], Point)
+
+
+class Problem:
+    """The search's view of a block.
+
+    Fixed: x [N, ...] and y of the whole block. Alive: `alive` int64 [A], the rows still searched; `x_alive`, `y_alive`,
+    `threat`, `rows`, `state` hold their part only. A search asks `gradient`, `value` or `look` at points of the alive rows;
+    every answer is remembered: the best point of each row, whether it reached the goal, and what it cost. Rows that
+    need no more work leave through `drop_done`.
+
+    Points are tensors [A, ...] of inputs, or, with a parameterisation, dicts of leaves.
+    """
+
+    def __init__(
+        self,
+        model: Callable[[Tensor], Any],
+        x: Tensor,
+        y: Tensor | None,
+        rows: Rows,
+        *,
+        threat: Threat,
+        objective: Any,
+        criterion: Any = None,
+        parameterisation: Any = None,
+        views: Sequence[Any] = (),
+        shapings: Sequence[Any] = (),
+        box: Box = (0.0, 1.0),
+        keep: str = "best",
+        active: bool = True,
+        nearest: bool = False,
+        precision: torch.dtype | None = None,
+    ) -> None:
+        self.model, self.x, self.box, self.keep, self.nearest = model, x, box, keep, nearest
+        self.objective = as_objective(objective)
+        self.criterion = criterion if criterion is not None else getattr(self.objective, "criterion", None)
+        self.parameterisation, self.shapings, self.precision = parameterisation, tuple(shapings), precision
+        self.active = active and self.criterion is not None and not getattr(self.objective, "coupled", False)
+        self._threat, self._rows = threat, rows
+        n, device = len(x), x.device
+        self.best = x.clone()
+        self.best_value = torch.full((n,), -torch.inf, device=device)
+        self.best_distance = torch.full((n,), torch.inf, device=device, dtype=x.dtype)
+        self.won = torch.zeros(n, dtype=torch.bool, device=device)
+        self.forwards = torch.zeros(n, dtype=torch.int64, device=device)
+        self.backwards = torch.zeros(n, dtype=torch.int64, device=device)
+        self.cost_at_win = torch.full((n,), -1, dtype=torch.int64, device=device)
+        self.steps = 0
+        self.notes: dict[str, Any] = {}
+        self._memory: dict[tuple[int, str], Tensor | None] = {}
+        self._clean: Seen | None = None
+        self._checked, self._labels = False, y
+        self._state: dict[str, Tensor] | None = None
+        self.y = y if y is not None else self.clean.logits.argmax(1)
+        self._oracle = self._exact_gradient
+        for view in reversed(tuple(views)):
+            self._oracle = view(self._oracle)
+        self._viewed = bool(views)
+        self._select(torch.arange(n, device=device))
+
+    # What is alive ---------------------------------------------------------------------------------------------------
+
+    def _select(self, alive: Tensor) -> None:
+        self.alive = alive
+        whole = len(alive) == len(self.x)
+        self.x_alive = self.x if whole else self.x[alive]
+        self.y_alive = self.y if whole else self.y[alive]
+        self.threat = self._threat if whole else self._threat.take(alive)
+        self.rows = self._rows if whole else self._rows.take(alive)
+        self._alive_state: dict[str, Tensor] | None = None
+        interval = getattr(self.threat, "interval", None)
+        self._interval = interval(self.x_alive, self.box) if interval and self.threat.eps is not None else None
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """What the objective's `begin` returned, for the alive rows."""
+        if self._alive_state is None:
+            if self._state is None:
+                begin = getattr(self.objective, "begin", None)
+                self._state = dict(begin(self.clean, self.y, self._rows)) if begin else {}
+            whole = len(self.alive) == len(self.x)
+            self._alive_state = self._state if whole else {k: v[self.alive] for k, v in self._state.items()}
+        return self._alive_state
+
+    @property
+    def finished(self) -> bool:
+        """Whether no row is left."""
+        return len(self.alive) == 0
+
+    def drop_done(self, *held: Any) -> Any:
+        """Let the rows leave that reached their goal, and cut `held` (tensors [A, ...], dicts of them, None) to the rest.
+
+        Returns the held values: one as itself, several as a tuple.
+        """
+        if self.active and not self.nearest:
+            stay = ~self.won[self.alive]
+            if not bool(stay.all()):
+                held = tuple(self.keep_only(stay, *held, single=False))
+        return held[0] if len(held) == 1 else held
+
+    def keep_only(self, stay: Tensor, *held: Any, single: bool = True) -> Any:
+        """Let rows leave by a mask bool [A] of those that stay; `held` is cut likewise."""
+        index = stay.nonzero().flatten()
+        self._memory = {k: None if m is None else m[index] for k, m in self._memory.items()}
+        self._select(self.alive[index])
+        cut = tuple(_cut(h, index) for h in held)
+        return cut[0] if single and len(cut) == 1 else cut
+
+    def restart(self) -> None:
+        """Bring back every row that has not reached its goal (all rows where none may leave); forget the shapings' memory."""
+        everyone = torch.arange(len(self.x), device=self.x.device)
+        self._select(everyone[~self.won] if self.active and not self.nearest else everyone)
+        self._memory.clear()
+
+    # Looking ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def clean(self) -> Seen:
+        """What the model makes of the clean block; costs one forward pass, once."""
+        if self._clean is None:
+            with torch.no_grad():
+                self._clean = self._see(self.x)
+            self.forwards += 1
+            if hasattr(self, "y"):
+                everyone = torch.arange(len(self.x), device=self.x.device)
+                if self._state is None:
+                    begin = getattr(self.objective, "begin", None)
+                    self._state = dict(begin(self._clean, self.y, self._rows)) if begin else {}
+                value = self.objective(self._clean, self.y, self._state)
+                self._remember(everyone, self.x, self._clean, value, self._state)
+        return self._clean
+
+    def gradient(self, z: P) -> P:
+        """The objective's gradient at z, shaped by the shapings; z itself is remembered as a candidate."""
+        leaves = z if isinstance(z, dict) else {"x": z}
+        if isinstance(z, dict) and self.parameterisation is not None:
+            found = self._through(leaves)
+        else:
+            found = {"x": self._oracle(leaves["x"], self.rows, self.steps)[0]}
+            if self._viewed and (self.active or self.keep == "best"):
+                self.look(leaves["x"])
+        self.steps += 1
+        shaped = {}
+        for name, gradient in found.items():
+            for position, shaping in enumerate(self.shapings):
+                gradient, self._memory[position, name] = shaping(gradient, self._memory.get((position, name)))
+            shaped[name] = gradient
+        return shaped if isinstance(z, dict) else shaped["x"]  # type: ignore[return-value]
+
+    def value_and_gradient(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """The objective's value [A] and its unshaped gradient [A, ...] at inputs z."""
+        gradient, value = self._oracle(z, self.rows, self.steps)
+        self.steps += 1
+        if self._viewed and (self.active or self.keep == "best"):
+            self.look(z)
+        return value, gradient
+
+    def value(self, z: Point) -> Tensor:
+        """The objective's value at z, [A]; one forward pass."""
+        return self.look(z)[1]
+
+    def look(self, z: Point) -> tuple[Seen, Tensor]:
+        """What the model makes of z, and the objective's value there; one forward pass, remembered."""
+        with torch.no_grad():
+            points = self.decode(z)
+            seen = self._see(points)
+            value = self.objective(seen, self.y_alive, self.state)
+        self.forwards[self.alive] += 1
+        self._remember(self.alive, points, seen, value, self.state)
+        return seen, value
+
+    def broken(self, seen: Seen) -> Tensor:
+        """Whether the goal is reached in a pass of the alive rows, bool [A]."""
+        if self.criterion is None:
+            return torch.zeros(len(seen.input), dtype=torch.bool, device=self.x.device)
+        return self.criterion(seen, self.y_alive, self.state)
+
+    def passes(self, forwards: int = 0, backwards: int = 0) -> None:
+        """Count passes that the search made itself on the alive rows."""
+        self.forwards[self.alive] += forwards
+        self.backwards[self.alive] += backwards
+
+    def offer(self, z: Tensor, won: Tensor, value: Tensor | None = None) -> None:
+        """Remember inputs z [A, ...] that the search has judged itself: won bool [A]; value [A], its objective there."""
+        self._keep_better(self.alive, z.detach(), won, value if value is not None else won.to(z.dtype))
+
+    # Moving ----------------------------------------------------------------------------------------------------------
+
+    def start(self, random: bool = True, stream: str = "start", step: int = 0) -> Point:
+        """Where a search begins: the clean point, or a random one of the set."""
+        if self.parameterisation is None:
+            if not random:
+                return self.x_alive.clone()
+            return self._random(self.threat, self.x_alive, stream, step, self.box)
+        return {
+            name: self._random(leaf.threat, leaf.origin, f"{stream}/{name}", step, leaf.box)
+            if random
+            else leaf.origin.clone()
+            for name, leaf in self._leaves().items()
+        }
+
+    def step(self, z: P, gradient: P, size: float | Tensor) -> P:
+        """One steepest step of the given size (in units of the threat's scale), projected back into the set."""
+        if isinstance(z, dict):
+            moved = {}
+            for name, leaf in self._leaves().items():
+                length = per_row(leaf.threat.scale(leaf.origin) * size, z[name])
+                target = z[name] + length * leaf.threat.steepest(gradient[name])
+                moved[name] = leaf.threat.project(target, leaf.origin, leaf.box)
+            return moved  # type: ignore[return-value]
+        direction = self.threat.steepest(gradient)
+        if self._interval is not None and isinstance(size, float) and isinstance(self.threat.eps, float):
+            moved_point = direction.mul_(self.threat.eps * size).add_(z)  # in place: small models feel every copy
+            return torch.clamp(moved_point, *self._interval, out=moved_point)
+        return self.project(z + per_row(self.threat.scale(self.x_alive) * size, z) * direction)
+
+    def project(self, z: Tensor) -> Tensor:
+        """The nearest point of the set inside the box."""
+        if self._interval is not None:
+            return torch.clamp(z, *self._interval)
+        return self.threat.project(z, self.x_alive, self.box)  # type: ignore[attr-defined]
+
+    def decode(self, z: Point) -> Tensor:
+        """The input that z stands for."""
+        return self.parameterisation.decode(z, self.x_alive) if isinstance(z, dict) else z
+
+    def _random(self, threat: Any, origin: Tensor, stream: str, step: int, box: Box) -> Tensor:
+        return threat.random_start(origin, self.rows, stream, step, box)
+
+    def _leaves(self) -> Mapping[str, Leaf]:
+        return self.parameterisation.leaves(self.x_alive, self.threat, self.box)
+
+    # Inside ----------------------------------------------------------------------------------------------------------
+
+    def _exact_gradient(self, x: Tensor, rows: Rows, step: int) -> tuple[Tensor, Tensor]:
+        """The oracle at the bottom of all views: one forward and one backward pass. Counts and remembers."""
+        point = x.detach().requires_grad_(True)
+        with torch.enable_grad():
+            seen = self._see(point)
+            value = self.objective(seen, self.y_alive, self.state)
+            (gradient,) = torch.autograd.grad(value.sum(), point)
+        self.passes(1, 1)
+        if not self._viewed:
+            self._remember(self.alive, x.detach(), seen, value.detach(), self.state)
+        return gradient, value.detach()
+
+    def _through(self, z: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Gradients with respect to the leaves: through the views to the input, then back through the decoder."""
+        leaves = {name: leaf.detach().requires_grad_(True) for name, leaf in z.items()}
+        with torch.enable_grad():
+            points = self.parameterisation.decode(leaves, self.x_alive)
+        gradient, _ = self._oracle(points.detach(), self.rows, self.steps)
+        if self._viewed and (self.active or self.keep == "best"):
+            self.look(points.detach())
+        found = torch.autograd.grad(points, list(leaves.values()), gradient, allow_unused=True)
+        return {k: torch.zeros_like(v) if g is None else g for (k, v), g in zip(leaves.items(), found)}
+
+    def _see(self, points: Tensor) -> Seen:
+        names = [r for r in getattr(self.objective, "reads", ("logits",)) if r not in {"logits", "input"}]
+        features: dict[str, Tensor] = {}
+        with ExitStack() as stack:
+            for name in names:
+                stack.callback(_tap(self.model, name, features).remove)
+            if self.precision is not None:
+                stack.enter_context(torch.autocast(points.device.type, dtype=self.precision))
+            output = self.model(points)
+        logits = (
+            output.float() if isinstance(output, Tensor) and output.dtype in {torch.float16, torch.bfloat16} else output
+        )
+        if not self._checked:
+            self._checked = True
+            _check_output(logits, points)
+            if self._labels is not None and self._labels.dim() == 1 and int(self._labels.max()) >= logits.shape[1]:
+                raise bad(
+                    "y",
+                    f"a label of {int(self._labels.max())}",
+                    f"labels below {logits.shape[1]}, the model's classes",
+                    "Is this the right data set for this model?",
+                )
+        return Seen(points, logits, features)
+
+    def _remember(self, rows: Tensor, points: Tensor, seen: Seen, value: Tensor, state: Mapping[str, Tensor]) -> None:
+        if self.keep == "last" and not self.active:
+            return
+        if not bool(torch.isfinite(value).all()):
+            _check_output(seen.logits, points)
+        if self.criterion is None:
+            won = torch.zeros(len(points), dtype=torch.bool, device=points.device)
+        else:
+            y = self.y if len(rows) == len(self.y) else self.y[rows]
+            with torch.no_grad():
+                won = self.criterion(Seen(points, _detached(seen.logits), seen.features), y, state)
+        self._keep_better(rows, points, won, value.detach())
+
+    def _keep_better(self, rows: Tensor, points: Tensor, won: Tensor, value: Tensor) -> None:
+        """A point replaces the remembered one when it wins first, rises while nothing won, or (nearest) wins closer."""
+        value = value.to(self.best_value.dtype)
+        whole = len(rows) == len(self.x)
+        had, best = (self.won, self.best_value) if whole else (self.won[rows], self.best_value[rows])
+        if self.nearest:
+            distance = self._threat.take(rows).distance(self.x[rows], points)
+            better = won & (distance < self.best_distance[rows])
+            self.best_distance[rows] = torch.where(better, distance, self.best_distance[rows])
+        else:
+            better = ~had & (won | (value > best))
+        new = won & ~had
+        if bool(new.any()):
+            self.cost_at_win[rows[new]] = (self.forwards + self.backwards)[rows[new]]
+            self.won[rows[new]] = True
+        if bool(better.any()):
+            chosen = rows[better]
+            self.best[chosen] = points[better]
+            self.best_value[chosen] = value[better]
+
+
+def _cut(held: Any, index: Tensor) -> Any:
+    if held is None:
+        return None
+    return {k: v[index] for k, v in held.items()} if isinstance(held, dict) else held[index]
+
+
+def _detached(output: Any) -> Any:
+    return output.detach() if isinstance(output, Tensor) else output
+
+
+def _tap(model: Any, name: str, into: dict[str, Tensor]) -> Any:
+    module = getattr(model, "module", model)
+    if not isinstance(module, nn.Module):
+        raise bad("model", type(model).__name__, f"a torch module, since the objective reads the submodule {name!r}")
+    try:
+        part = module.get_submodule(name)
+    except AttributeError:
+        raise bad("objective", f"reads {name!r}", "the name of a submodule of the model") from None
+    return part.register_forward_hook(lambda _module, _args, output: into.__setitem__(name, output))
+
+
+def _check_output(logits: Any, points: Tensor) -> None:
+    if not isinstance(logits, Tensor) or logits.dim() < 2 or len(logits) != len(points):
+        shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise bad(
+            "model",
+            f"an output of {shape} for {len(points)} inputs",
+            "logits of shape [N, classes]",
+            "Wrap the model with withstand.load_model, whose adapters unwrap common outputs.",
+        )
+    if not bool(torch.isfinite(logits).all()):
+        raise bad(
+            "model",
+            "NaN or infinite logits",
+            "finite logits",
+            "They would count neither as robust nor as broken; look for overflow in half precision.",
+        )

@@ -1,0 +1,280 @@
+"""Running an attack: blocks, the model's state, what counts as a result, and the checks that always hold."""
+
+from collections.abc import Callable
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import PlainValidator
+from torch import Tensor, nn
+
+from withstand.attacks.engine.problem import Problem
+from withstand.errors import bad
+from withstand.models.state import frozen
+from withstand.random import Rows, derive
+from withstand.threats import Threat, per_row
+
+
+@dataclass
+class AttackResult:
+    """What an attack found, in the order of the input.
+
+    x_adv [N, ...]: the points. success bool [N]: whether the goal is reached there (False for attacks without a goal).
+    value [N]: the objective at the point. distance [N]: from the clean point, in the unit of the threat.
+    forwards, backwards int64 [N]: passes spent on each example. cost_at_success int64 [N]: passes spent when the goal was
+    reached first, -1 where it was not. notes: what the attack has to say about its run.
+    """
+
+    x_adv: Tensor
+    success: Tensor
+    value: Tensor
+    distance: Tensor
+    forwards: Tensor
+    backwards: Tensor
+    cost_at_success: Tensor
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attack:
+    """What all attacks share; a method is a component that adds its settings and `search`.
+
+    keep: "best" returns, for each example, the first point that reached the goal, else the one with the largest objective
+    (never worse than the clean point); "last" returns the last iterate. active: examples that reached their goal leave the
+    batch. mode: the model's mode during the attack; "train" restores buffers afterwards.
+    """
+
+    keep: Literal["best", "last"] = "best"
+    active: bool = True
+    mode: Literal["eval", "train"] = "eval"
+
+    access = "gradients"
+    nearest = False
+    """Whether the attack looks for the nearest point instead of filling a given set."""
+
+    threat: Any = None
+
+    def search(self, p: Problem) -> Any:
+        """Look for points; everything that `p` is asked is remembered. Returns the last iterate, if there is one."""
+        raise TypeError(f"{type(self).__name__} defines no search")
+
+    def problem(self, **settings: Any) -> Problem:
+        """The problem that this attack searches; where a method brings its own objective or views, it says so here."""
+        own = {
+            name: getattr(self, name)
+            for name in ("objective", "criterion", "parameterisation", "views", "shapings")
+            if hasattr(self, name)
+        }
+        return Problem(**{"objective": "cross_entropy", **own, **settings})
+
+    def __call__(self, model: Any, x: Tensor, y: Tensor | None = None, **context: Any) -> Tensor:
+        """x_adv of the shape, dtype and device of x, inside the threat and the input range. See `run` for `context`."""
+        return self.run(model, x, y, **context).x_adv
+
+    def run(
+        self,
+        model: Any,
+        x: Tensor,
+        y: Tensor | None = None,
+        *,
+        seed: int = 0,
+        ids: Tensor | None = None,
+        block: int | None = None,
+        box: tuple[float, float] | None | Literal["model"] = "model",
+        precision: torch.dtype | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> AttackResult:
+        """Attack a batch.
+
+        model: a torch module or `Target` that returns logits [N, K]; black-box attacks take any callable.
+        x: float [N, ...] inside the box. y: long [N]; None attacks the model's own prediction.
+        seed, ids: random draws depend on these alone, not on the order or the size of blocks. block: examples per pass,
+        halved when memory runs out. box: the input's range; by default the model's own, [0, 1] for plain modules.
+        precision: run the model under autocast in this dtype. progress: called with the number of examples done.
+
+        Raises:
+            BadInput: images out of range or not finite, labels of the wrong type or range, a model that gives too little.
+        """
+        box = _box(model) if box == "model" else box
+        check_inputs(x, y, box)
+        if self.keep == "last" and self.active:
+            raise bad(
+                "keep",
+                "'last' with active=True",
+                "keep='last' together with active=False",
+                "The last iterate of an example that left the batch is the one that reached its goal.",
+            )
+        call, module = _callable(model, self.access)
+        ids = torch.arange(len(x)) if ids is None else ids
+        rows = Rows(derive(seed, getattr(self, "component_name", type(self).__name__)), ids.to(x.device))
+        parts = []
+        with ExitStack() as stack:
+            stack.enter_context(frozen(module, self.mode) if module is not None else nullcontext())
+            stack.enter_context(torch.random.fork_rng(_cuda(x)))
+            torch.manual_seed(derive(seed, "model") & 0x7FFFFFFF)
+            coupled = getattr(getattr(self, "objective", None), "coupled", False)
+            size = len(x) if coupled else min(block or _default_block(x), len(x))
+            done = 0
+            while done < len(x):
+                piece = slice(done, done + size)
+                try:
+                    parts.append(
+                        self._block(call, x[piece], None if y is None else y[piece], rows, piece, box, precision)
+                    )
+                except torch.OutOfMemoryError:
+                    if size == 1 or coupled:
+                        raise
+                    size = (size + 1) // 2
+                    continue
+                done += size
+                if progress is not None:
+                    progress(min(done, len(x)))
+        return _join(parts)
+
+    def _block(
+        self, call: Any, x: Tensor, y: Tensor | None, rows: Rows, piece: slice, box: Any, precision: torch.dtype | None
+    ) -> AttackResult:
+        index = torch.arange(piece.start, piece.start + len(x), device=x.device)
+        threat = self.threat.take(index) if isinstance(getattr(self.threat, "eps", None), Tensor) else self.threat
+        nearest = self.nearest or threat.eps is None
+        p = self.problem(
+            model=call,
+            x=x,
+            y=y,
+            rows=rows.take(index),
+            threat=threat,
+            box=box,
+            keep=self.keep,
+            active=self.active,
+            nearest=nearest,
+            precision=precision,
+        )
+        last = self.search(p)
+        if self.keep == "last":
+            if last is None or len(p.decode(last)) != len(x):
+                raise bad("keep", "'last'", f"keep='best': {type(self).__name__} has no last iterate for every example")
+            return finish(p, p.decode(last).detach(), threat)
+        return finish(p, p.best, threat)
+
+
+def finish(p: Problem, found: Tensor, threat: Threat) -> AttackResult:
+    """Put the found points into the set and the box, in the input's dtype, and say how far they are."""
+    x = p.x
+    z = seal(found, x, threat, p.box) if p.parameterisation is None else found
+    distance = threat.distance(x.double(), z.double())
+    outside = ~threat.contains(x, z) if p.parameterisation is None else torch.zeros_like(p.won)
+    if bool(outside.any()):  # a nearest point beyond eps is no success under that eps
+        z = torch.where(per_row(outside, x), x, z)
+        distance = torch.where(outside, 0.0, distance)
+    success = p.won & ~outside
+    return AttackResult(
+        z,
+        success,
+        p.best_value.clone(),
+        distance.to(x.dtype),
+        p.forwards,
+        p.backwards,
+        torch.where(success, p.cost_at_win, -1),
+        p.notes,
+    )
+
+
+def seal(z: Tensor, x: Tensor, threat: Threat, box: Any) -> Tensor:
+    """Rounding may carry a point a hair outside; such points are pulled towards x until they are inside."""
+    z = z.to(x.dtype)
+    z = z if box is None else z.clamp(*box)
+    if threat.eps is None:
+        return z
+    radius = threat.radius(x).double()
+    distance = threat.distance(x.double(), z.double())
+    over = (distance > radius) & (distance <= radius * (1 + 1e-3) + 1e-6)
+    if not bool(over.any()):
+        return z
+    shrink = per_row(torch.where(over, radius / distance.clamp_min(1e-12) * (1 - 1e-7), 1.0), x)
+    return torch.where(per_row(over, x), (x.double() + (z.double() - x.double()) * shrink).to(x.dtype), z)
+
+
+def check_inputs(x: Any, y: Any, box: tuple[float, float] | None) -> None:
+    """Refuse what no attack can work with."""
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        got = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise bad("x", got, "a float tensor [N, ...]", "Divide uint8 images by 255.")
+    if x.dim() < 2 or len(x) == 0:
+        raise bad("x", f"shape {tuple(x.shape)}", "a batch [N, ...] with N >= 1", "A single example needs x[None].")
+    if not bool(torch.isfinite(x).all()):
+        raise bad("x", "NaN or infinite values", "finite values")
+    if box is not None and (float(x.min()) < box[0] or float(x.max()) > box[1]):
+        raise bad(
+            "x",
+            f"values in [{float(x.min()):.4g}, {float(x.max()):.4g}]",
+            f"values in [{box[0]:g}, {box[1]:g}]",
+            "Put the normalisation inside the model (load_model(mean=, std=)) and give images in [0, 1].",
+        )
+    if y is None:
+        return
+    if not isinstance(y, Tensor) or len(y) != len(x):
+        raise bad("y", f"{len(y) if hasattr(y, '__len__') else y!r} labels", f"a tensor with {len(x)} labels")
+    if y.dim() == 1 and (y.is_floating_point() or y.is_complex() or y.dtype == torch.bool):
+        raise bad("y", y.dtype, "int64 class indices [N], or float [N, K] for soft labels", "Use y.long().")
+    if y.dim() == 1 and int(y.min()) < 0:
+        raise bad("y", f"a label of {int(y.min())}", "labels from 0 to classes - 1")
+
+
+def _callable(model: Any, access: str) -> tuple[Callable[[Tensor], Any], nn.Module | None]:
+    """The call and, where there is one, the module behind a model."""
+    if isinstance(model, nn.Module):
+        return model, model
+    allowed = getattr(model, "access", None)
+    if allowed is not None and access not in allowed:
+        raise bad(
+            "model",
+            f"access to {', '.join(sorted(allowed))} only",
+            f"a model with access to {access}",
+            "Take a black-box attack, e.g. square or boundary.",
+        )
+    if not callable(model):
+        raise bad("model", type(model).__name__, "a torch module, a Target, or a callable x -> logits")
+    module = getattr(model, "module", None)
+    return model, module if isinstance(module, nn.Module) else None
+
+
+def _box(model: Any) -> tuple[float, float] | None:
+    space = getattr(model, "space", None)
+    return space.box if space is not None and hasattr(space, "box") else (0.0, 1.0)
+
+
+def _default_block(x: Tensor) -> int:
+    """About 2^24 input values on an accelerator, 2^20 on a CPU, whose caches are small."""
+    return max(16, (1 << (24 if x.is_cuda else 20)) // x[0].numel())
+
+
+def _cuda(x: Tensor) -> list[int]:
+    return [x.device.index or 0] if x.is_cuda else []
+
+
+def _join(parts: list[AttackResult]) -> AttackResult:
+    if len(parts) == 1:
+        return parts[0]
+    notes: dict[str, Any] = {}
+    for part in parts:
+        for key, value in part.notes.items():
+            if isinstance(value, Tensor) and key in notes:
+                notes[key] = torch.cat([notes[key], value])
+            else:
+                notes.setdefault(key, value)
+    names = ("x_adv", "success", "value", "distance", "forwards", "backwards", "cost_at_success")
+    return AttackResult(*(torch.cat([getattr(p, n) for p in parts]) for n in names), notes)
+
+
+def _attack(value: Any) -> Any:
+    from withstand.registry import coerce
+
+    value = coerce("attack")(value)
+    if not isinstance(value, Attack):
+        raise bad("attack", repr(value), "an attack or its text, e.g. 'pgd:steps=10,eps=8/255'")
+    return value
+
+
+AttackField = Annotated[Any, PlainValidator(_attack)]
+"""The type of a component's field that holds an attack; accepts its text as well."""

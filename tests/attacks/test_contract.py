@@ -1,0 +1,133 @@
+"""What every attack promises, whatever it searches; new attacks are picked up from the registry."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+import withstand as ws
+from withstand.errors import BadInput
+from withstand.registry import entries, from_json, parse, to_json
+
+# Cheaper settings for the tests; an attack that is not named here runs with its defaults.
+FAST = {
+    "pgd": "pgd(linf(0.1), steps=4, restarts=2)",
+    "fgsm": "fgsm(linf(0.1))",
+}
+ATTACKS = [e.name for e in entries("attack") if e.module.startswith("withstand.")]
+
+
+def make(name: str):
+    return parse(FAST.get(name, name), kind="attack")
+
+
+@pytest.fixture(scope="module")
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.5), nn.Flatten(), nn.Linear(512, 5)
+    ).double()
+    for parameter in net.parameters():
+        parameter.data.mul_(3)
+    return net.train()
+
+
+@pytest.fixture(scope="module")
+def batch(model: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+    x = ws.Rows.count(0, 12).uniform((1, 8, 8), "x", dtype=torch.float64)
+    y = model.eval()(x).argmax(1)
+    y[3] = (y[3] + 1) % 5  # one example that the model already gets wrong
+    model.train()
+    return x, y
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_points_are_valid_and_the_model_is_left_alone(name, model, batch):
+    x, y = batch
+    attack = make(name)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    modes = [m.training for m in model.modules()]
+    untouched = x.clone()
+    r = attack.run(model, x, y, seed=1)
+    assert r.x_adv.shape == x.shape
+    assert r.x_adv.dtype == x.dtype
+    assert not r.x_adv.requires_grad
+    assert torch.equal(x, untouched)
+    assert attack.threat.contains(x, r.x_adv).all()
+    assert r.x_adv.min() >= 0
+    assert r.x_adv.max() <= 1
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert [m.training for m in model.modules()] == modes
+    assert all(p.requires_grad and p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_success_is_what_the_model_says(name, model, batch):
+    x, y = batch
+    r = make(name).run(model, x, y, seed=1)
+    with torch.no_grad():
+        wrong = model.eval()(r.x_adv).argmax(1) != y
+    model.train()
+    assert torch.equal(r.success & wrong, r.success)
+    assert bool(r.success[3])
+    assert torch.equal(r.x_adv[3], x[3])
+    assert torch.equal(r.cost_at_success >= 0, r.success)
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_draws_depend_on_seed_and_id_alone(name, model, batch):
+    x, y = batch
+    attack = make(name)
+    whole = attack.run(model, x, y, seed=5)
+    again = attack.run(model, x, y, seed=5)
+    assert torch.equal(whole.x_adv, again.x_adv)
+    rows = torch.tensor([7, 2, 9])
+    part = attack.run(model, x[rows], y[rows], seed=5, ids=rows)
+    assert torch.allclose(part.x_adv, whole.x_adv[rows], atol=1e-9)
+    split = attack.run(model, x, y, seed=5, block=5)
+    assert torch.allclose(split.x_adv, whole.x_adv, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_global_generators_are_neither_read_nor_moved(name, model, batch):
+    x, y = batch
+    torch.manual_seed(0)
+    first = make(name)(model, x, y)
+    state = torch.get_rng_state()
+    second = make(name)(model, x, y)
+    assert torch.equal(first, second)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_settings_can_be_written_and_read_back(name):
+    attack = make(name)
+    assert parse(repr(attack), kind="attack") == attack
+    assert from_json(json.loads(json.dumps(to_json(attack)))) == attack
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda x, y: (x * 255, y), "normalisation"),
+        (lambda x, y: (x.where(x > 0.5, torch.nan), y), "finite"),
+        (lambda x, y: ((x * 255).byte(), y), "float tensor"),
+        (lambda x, y: (x[0, 0, 0], y), "batch"),
+        (lambda x, y: (x, y.float()), "y.long"),
+        (lambda x, y: (x, y[:3]), "12 labels"),
+        (lambda x, y: (x, y - 9), "labels from 0"),
+        (lambda x, y: (x, y + 9), "classes"),
+    ],
+)
+def test_bad_input_is_refused(name, spoil, said, model, batch):
+    with pytest.raises(BadInput, match=said):
+        make(name)(model, *spoil(*batch))
+
+
+def test_nan_logits_are_an_error(batch):
+    broken = nn.Sequential(nn.Flatten(), nn.Linear(64, 5).double())
+    nn.init.constant_(broken[1].weight, torch.nan)
+    with pytest.raises(BadInput, match="NaN"):
+        make("pgd")(broken, *batch)
