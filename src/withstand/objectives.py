@@ -7,7 +7,7 @@ Notation in the formulas: z logits, z_y the logit of the label, z_(k) the k-th l
 """
 
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,8 @@ from withstand.registry import coerce, component, is_component
 
 State = Mapping[str, Tensor]
 
-# Success ---------------------------------------------------------------------------------------------------------------
+# Success
+# ---------------------------------------------------------------------------------------------------------------
 
 
 @component("criterion", "misclassified")
@@ -40,7 +41,8 @@ class HitsTarget:
         return seen.logits.argmax(1) == state["target"]
 
 
-# The logits against the label ------------------------------------------------------------------------------------------
+# The logits against the label
+# ------------------------------------------------------------------------------------------
 
 
 def best_other(logits: Tensor, y: Tensor) -> Tensor:
@@ -109,7 +111,8 @@ class KL(_Untargeted):
         return F.kl_div(seen.logits.log_softmax(1), state["clean"], reduction="none", log_target=True).sum(1)
 
 
-# The logits against a target -------------------------------------------------------------------------------------------
+# The logits against a target
+# -------------------------------------------------------------------------------------------
 
 
 def _target(value: Any) -> Any:
@@ -124,7 +127,8 @@ Target = Annotated[Any, PlainValidator(_target)]
 
 
 class _Targeted:
-    """Objectives that pull towards a class: `target` (a class, or one for each example), or else the class of rank `rank`
+    """Objectives that pull towards a class: `target` (a class, or one for each example), or else the class of rank
+    `rank`
     by the clean logits (2 = the runner-up), the label left out.
 
     With `target` the attack succeeds when the model says that class; with `rank` when it says anything but the label.
@@ -197,7 +201,8 @@ class TargetedDLR(_Targeted):
         return (at(seen.logits, state["target"]) - at(seen.logits, y)) / scale
 
 
-# Any function ----------------------------------------------------------------------------------------------------------
+# Any function
+# ----------------------------------------------------------------------------------------------------------
 
 
 class Plain:
@@ -221,7 +226,7 @@ def as_objective(value: Any) -> Any:
     if is_component(value) or hasattr(value, "reads"):
         return value
     if callable(value):
-        return Plain(value)
+        return Plain(cast(Callable[[Tensor, Tensor], Tensor], value))
     raise bad("objective", repr(value), "an objective, its name, or a function of (logits, y) that returns [N]")
 
 

@@ -122,8 +122,8 @@ class Seen:
 class Target(Protocol):
     """The thing under test, whatever it is: a torch module, an exported graph, an endpoint, a retrieval engine.
 
-    `__call__(x)` returns logits [N, K] (task "classification"), embeddings, ids or a stream. `access` says what an attack
-    may use, from gradients down to the decision alone; `module` is the torch module where there is one.
+    `__call__(x)` returns logits [N, K] (task "classification"), embeddings, ids or a stream. `access` says what an
+    attack may use, from gradients down to the decision alone; `module` is the torch module where there is one.
     Must carry: top-k image search (QAIR: access {"top_k"}), time-series classifiers, LLM streams (task "stream").
     """
 
@@ -177,8 +177,8 @@ class Parameterisation(Protocol):
     """What a search moves instead of pixels, and how that becomes an input.
 
     leaves(x, threat, box): named leaves with their sets; decode(z, x): the point that z stands for, differentiable.
-    Must carry: pyramids of scales (PyramidAT), mixing weights and their softmax (AugMax: leaves m and q), codebook latents
-    (DAT), polynomial coefficients per channel and step (TSA-STAT), spectral messages (IAP).
+    Must carry: pyramids of scales (PyramidAT), mixing weights and their softmax (AugMax: leaves m and q), codebook
+    latents (DAT), polynomial coefficients per channel and step (TSA-STAT), spectral messages (IAP).
     """
 
     def leaves(self, x: Tensor, threat: Any, box: tuple[float, float] | None) -> dict[str, Leaf]: ...
@@ -209,7 +209,8 @@ class Shaping(Protocol):
     def __call__(self, gradient: Tensor, memory: Tensor | None) -> tuple[Tensor, Tensor | None]: ...
 
 
-# Detectors, recipes ----------------------------------------------------------------------------------------------------
+# Detectors, recipes
+# ----------------------------------------------------------------------------------------------------
 
 
 class Detector(Protocol):
@@ -258,7 +259,8 @@ class Recipe(Protocol):
     def finish(self, system: nn.Module) -> nn.Module: ...
 
 
-# Audits ----------------------------------------------------------------------------------------------------------------
+# Audits
+# ----------------------------------------------------------------------------------------------------------------
 
 Level = Literal["pass", "warn", "fail"]
 

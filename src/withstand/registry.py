@@ -195,7 +195,8 @@ def parse(text: str, kind: str | None = None) -> Any:
         tree = ast.parse(source.strip(), mode="eval").body
     except SyntaxError as error:
         raise BadInput(
-            f"cannot read {text!r}: {error.msg}. Write a call such as pgd(linf(8/255), steps=5) or pgd:steps=5,eps=8/255"
+            f"cannot read {text!r}: {error.msg}. Write a call such as pgd(linf(8/255), steps=5) "
+            "or its flat form pgd:steps=5,eps=8/255"
         ) from None
     if isinstance(tree, ast.Name):
         return find(tree.id, kind).load()()
@@ -284,14 +285,14 @@ def coerce(kind: str) -> Callable[[Any], Any]:
 def to_call(made: Any) -> str:
     """The call that builds this component; fields at their default are left out, the first one is positional."""
     parts = []
-    fields = sorted((f for f in dataclasses.fields(made) if f.init), key=lambda f: f.kw_only)
+    fields = sorted((f for f in dataclasses.fields(made) if f.init), key=lambda f: f.kw_only is True)
     for position, f in enumerate(fields):
         value = getattr(made, f.name)
         default = f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
         if _same(value, default):
             continue
         text = _text(value)
-        parts.append(text if position == 0 and not f.kw_only else f"{f.name}={text}")
+        parts.append(text if position == 0 and f.kw_only is not True else f"{f.name}={text}")
     return f"{made.component_name}({', '.join(parts)})"
 
 
@@ -352,7 +353,7 @@ def to_json(made: Any) -> dict[str, Any]:
 
 def from_json(data: dict[str, Any] | str) -> Any:
     """The component that `to_json` wrote. Live objects cannot come back and are refused."""
-    data = json.loads(data) if isinstance(data, str) else dict(data)
+    fields: dict[str, Any] = json.loads(data) if isinstance(data, str) else dict(data)
 
     def build(value: Any) -> Any:
         if isinstance(value, dict) and "component" in value:
@@ -365,5 +366,5 @@ def from_json(data: dict[str, Any] | str) -> Any:
             )
         return value
 
-    name, kind = data.pop("component"), data.pop("kind", None)
-    return find(name, kind).load()(**{k: build(v) for k, v in data.items()})
+    name, kind = fields.pop("component"), fields.pop("kind", None)
+    return find(name, kind).load()(**{k: build(v) for k, v in fields.items()})

@@ -1,8 +1,8 @@
 """Threats: the sets that an adversary may choose a point from.
 
-A threat is a ball around the clean example, measured on the whole example: `Linf(8/255)`, `L2(0.5)`, `L1(12)`, `L0(24)`.
-The radius `eps` is in input units (pixels in [0, 1]), a number or a tensor [N] of one radius per example; `None` means
-"no bound": the attack looks for the nearest point instead.
+A threat is a ball around the clean example, measured on the whole example: `Linf(8/255)`, `L2(0.5)`, `L1(12)`,
+`L0(24)`. The radius `eps` is in input units (pixels in [0, 1]), a number or a tensor [N] of one radius per example;
+`None` means "no bound": the attack looks for the nearest point instead.
 
 All methods take points, not perturbations: x [N, ...] is clean, z [N, ...] is any point of the same shape. `box` is the
 range of the input itself, e.g. (0, 1) for images, or None. Clean points are taken to lie inside their box.
@@ -166,9 +166,9 @@ class L1(Threat):
     def project(self, z: Tensor, x: Tensor, box: Box = None) -> Tensor:
         """The nearest point of the ball intersected with the box (exact, by sorting breakpoints).
 
-        The solution moves coordinate i by min(max(|d_i| - l, 0), room_i), where room_i is the way to the box and l >= 0 is
-        the smallest number that makes the sum at most eps; the sum is piecewise linear in l with corners at |d_i| and
-        |d_i| - room_i.
+        The solution moves coordinate i by min(max(|d_i| - l, 0), room_i), where room_i is the way to the box and l >=
+        0 is the smallest number that makes the sum at most eps; the sum is piecewise linear in l with corners at |d_i|
+        and |d_i| - room_i.
 
         Reference: Croce, Hein, "Mind the box: l1-APGD for sparse adversarial attacks on image classifiers", ICML 2021,
         arXiv 2103.01208.

@@ -42,9 +42,9 @@ class PGD(Attack):
         if self.step is not None and self.step <= 0:
             raise bad("step", self.step, "a share of eps > 0, or None for 2.5 / steps")
 
-    def search(self, p: Problem) -> Point | None:
+    def search(self, p: Problem) -> Point:
         size = self.step if self.step is not None else 2.5 / self.steps
-        z: Point | None = None
+        z: Point = p.x
         if self.random_start and (self.keep == "best" or self.active):
             p.clean  # noqa: B018 (the clean point counts as a candidate)
         for restart in range(self.restarts):

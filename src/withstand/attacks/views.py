@@ -1,4 +1,5 @@
-"""Views: wrappers around the oracle that look at the model in another way. They chain, the first one named outermost."""
+"""Views: wrappers around the oracle that look at the model in another way. They chain, the first one named
+outermost."""
 
 from typing import Any
 
@@ -59,8 +60,8 @@ class _StraightThrough(torch.autograd.Function):
 class BPDA(torch.nn.Module):
     """Backward pass differentiable approximation: a step of a defence that runs as it is and differentiates as another.
 
-    forward: the non-differentiable step, [N, ...] -> [N, ...]. backward: a differentiable stand-in for it; None takes the
-    identity, for steps that keep shape and meaning (quantisation, JPEG). Use it inside the model under attack:
+    forward: the non-differentiable step, [N, ...] -> [N, ...]. backward: a differentiable stand-in for it; None takes
+    the identity, for steps that keep shape and meaning (quantisation, JPEG). Use it inside the model under attack:
     `nn.Sequential(BPDA(jpeg), network)`.
 
     Reference: Athalye, Carlini, Wagner, "Obfuscated Gradients Give a False Sense of Security", 2018, arXiv 1802.00420.

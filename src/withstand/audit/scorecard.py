@@ -120,12 +120,14 @@ class Scorecard:
         """What `to_json` wrote."""
         data = dict(data)
         results = [
-            CheckResult(**{
-                **r,
-                "metrics": [Metric(**m) for m in r["metrics"]],
-                "figures": [Figure(**f) for f in r["figures"]],
-                "flags": [Flag(**f) for f in r["flags"]],
-            })
+            CheckResult(
+                **{
+                    **r,
+                    "metrics": [Metric(**m) for m in r["metrics"]],
+                    "figures": [Figure(**f) for f in r["figures"]],
+                    "flags": [Flag(**f) for f in r["flags"]],
+                }
+            )
             for r in data.pop("results")
         ]
         comparisons = [Comparison(**c) for c in data.pop("comparisons")]
@@ -136,8 +138,12 @@ class Scorecard:
         """The scorecard of a run folder."""
         path = Path(folder) / "scorecard.json"
         if not path.is_file():
-            raise bad("run", str(folder), "the folder of an audit, with scorecard.json in it",
-                      "Make one with: withstand audit MODEL --data DATA --out FOLDER")
+            raise bad(
+                "run",
+                str(folder),
+                "the folder of an audit, with scorecard.json in it",
+                "Make one with: withstand audit MODEL --data DATA --out FOLDER",
+            )
         return cls.from_json(json.loads(path.read_text(encoding="utf-8")), folder)
 
     def to_html(self, path: str | Path | None = None) -> Path:

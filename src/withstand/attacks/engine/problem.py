@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,16 +14,15 @@ from withstand.random import Rows
 from withstand.threats import Box, Threat, per_row
 
 Point = Tensor | dict[str, Tensor]
-P = TypeVar("P", Tensor, dict[str, Tensor], Point)
 
 
 class Problem:
     """The search's view of a block.
 
     Fixed: x [N, ...] and y of the whole block. Alive: `alive` int64 [A], the rows still searched; `x_alive`, `y_alive`,
-    `threat`, `rows`, `state` hold their part only. A search asks `gradient`, `value` or `look` at points of the alive rows;
-    every answer is remembered: the best point of each row, whether it reached the goal, and what it cost. Rows that
-    need no more work leave through `drop_done`.
+    `threat`, `rows`, `state` hold their part only. A search asks `gradient`, `value` or `look` at points of the alive
+    rows; every answer is remembered: the best point of each row, whether it reached the goal, and what it cost. Rows
+    that need no more work leave through `drop_done`.
 
     Points are tensors [A, ...] of inputs, or, with a parameterisation, dicts of leaves.
     """
@@ -104,7 +103,8 @@ class Problem:
         return len(self.alive) == 0
 
     def drop_done(self, *held: Any) -> Any:
-        """Let the rows leave that reached their goal, and cut `held` (tensors [A, ...], dicts of them, None) to the rest.
+        """Let the rows leave that reached their goal, and cut `held` (tensors [A, ...], dicts of them, None) to the
+        rest.
 
         Returns the held values: one as itself, several as a tuple.
         """
@@ -123,7 +123,8 @@ class Problem:
         return cut[0] if single and len(cut) == 1 else cut
 
     def restart(self) -> None:
-        """Bring back every row that has not reached its goal (all rows where none may leave); forget the shapings' memory."""
+        """Bring back every row that has not reached its goal (all rows where none may leave); forget the shapings'
+        memory."""
         everyone = torch.arange(len(self.x), device=self.x.device)
         self._select(everyone[~self.won] if self.active and not self.nearest else everyone)
         self._memory.clear()
@@ -146,7 +147,7 @@ class Problem:
                 self._remember(everyone, self.x, self._clean, value, self._state)
         return self._clean
 
-    def gradient(self, z: P) -> P:
+    def gradient(self, z: Point) -> Point:
         """The objective's gradient at z, shaped by the shapings; z itself is remembered as a candidate."""
         leaves = z if isinstance(z, dict) else {"x": z}
         if isinstance(z, dict) and self.parameterisation is not None:
@@ -161,7 +162,7 @@ class Problem:
             for position, shaping in enumerate(self.shapings):
                 gradient, self._memory[position, name] = shaping(gradient, self._memory.get((position, name)))
             shaped[name] = gradient
-        return shaped if isinstance(z, dict) else shaped["x"]  # type: ignore[return-value]
+        return shaped if isinstance(z, dict) else shaped["x"]
 
     def value_and_gradient(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """The objective's value [A] and its unshaped gradient [A, ...] at inputs z."""
@@ -197,7 +198,8 @@ class Problem:
         self.backwards[self.alive] += backwards
 
     def offer(self, z: Tensor, won: Tensor, value: Tensor | None = None) -> None:
-        """Remember inputs z [A, ...] that the search has judged itself: won bool [A]; value [A], its objective there."""
+        """Remember inputs z [A, ...] that the search has judged itself: won bool [A]; value [A], its objective
+        there."""
         self._keep_better(self.alive, z.detach(), won, value if value is not None else won.to(z.dtype))
 
     # Moving ----------------------------------------------------------------------------------------------------------
@@ -215,16 +217,17 @@ class Problem:
             for name, leaf in self._leaves().items()
         }
 
-    def step(self, z: P, gradient: P, size: float | Tensor) -> P:
+    def step(self, z: Point, gradient: Point, size: float | Tensor) -> Point:
         """One steepest step of the given size (in units of the threat's scale), projected back into the set."""
-        if isinstance(z, dict):
-            moved = {}
+        if isinstance(z, dict) and isinstance(gradient, dict):
+            moved: dict[str, Tensor] = {}
             for name, leaf in self._leaves().items():
                 length = per_row(leaf.threat.scale(leaf.origin) * size, z[name])
                 target = z[name] + length * leaf.threat.steepest(gradient[name])
                 moved[name] = leaf.threat.project(target, leaf.origin, leaf.box)
-            return moved  # type: ignore[return-value]
-        direction = self.threat.steepest(gradient)
+            return moved
+        assert isinstance(z, Tensor)
+        direction = self._threat_can("steepest")(gradient)
         if self._interval is not None and isinstance(size, float) and isinstance(self.threat.eps, float):
             moved_point = direction.mul_(self.threat.eps * size).add_(z)  # in place: small models feel every copy
             return torch.clamp(moved_point, *self._interval, out=moved_point)
@@ -234,11 +237,14 @@ class Problem:
         """The nearest point of the set inside the box."""
         if self._interval is not None:
             return torch.clamp(z, *self._interval)
-        return self.threat.project(z, self.x_alive, self.box)  # type: ignore[attr-defined]
+        return self._threat_can("project")(z, self.x_alive, self.box)
 
     def decode(self, z: Point) -> Tensor:
         """The input that z stands for."""
         return self.parameterisation.decode(z, self.x_alive) if isinstance(z, dict) else z
+
+    def _threat_can(self, method: str) -> Callable[..., Tensor]:
+        return getattr(self.threat, method)
 
     def _random(self, threat: Any, origin: Tensor, stream: str, step: int, box: Box) -> Tensor:
         return threat.random_start(origin, self.rows, stream, step, box)
@@ -347,7 +353,11 @@ def _tap(model: Any, name: str, into: dict[str, Tensor]) -> Any:
         part = module.get_submodule(name)
     except AttributeError:
         raise bad("objective", f"reads {name!r}", "the name of a submodule of the model") from None
-    return part.register_forward_hook(lambda _module, _args, output: into.__setitem__(name, output))
+
+    def keep(_module: nn.Module, _args: Any, output: Tensor) -> None:
+        into[name] = output
+
+    return part.register_forward_hook(keep)
 
 
 def _check_output(logits: Any, points: Tensor) -> None:

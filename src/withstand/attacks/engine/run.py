@@ -22,8 +22,8 @@ class AttackResult:
 
     x_adv [N, ...]: the points. success bool [N]: whether the goal is reached there (False for attacks without a goal).
     value [N]: the objective at the point. distance [N]: from the clean point, in the unit of the threat.
-    forwards, backwards int64 [N]: passes spent on each example. cost_at_success int64 [N]: passes spent when the goal was
-    reached first, -1 where it was not. notes: what the attack has to say about its run.
+    forwards, backwards int64 [N]: passes spent on each example. cost_at_success int64 [N]: passes spent when the goal
+    was reached first, -1 where it was not. notes: what the attack has to say about its run.
     """
 
     x_adv: Tensor
@@ -81,7 +81,7 @@ class Attack:
         seed: int = 0,
         ids: Tensor | None = None,
         block: int | None = None,
-        box: tuple[float, float] | None | Literal["model"] = "model",
+        box: tuple[float, float] | Literal["model"] | None = "model",
         precision: torch.dtype | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> AttackResult:
@@ -94,7 +94,8 @@ class Attack:
         precision: run the model under autocast in this dtype. progress: called with the number of examples done.
 
         Raises:
-            BadInput: images out of range or not finite, labels of the wrong type or range, a model that gives too little.
+            BadInput: images out of range or not finite, labels of the wrong type or range, a model that gives too
+            little.
         """
         box = _box(model) if box == "model" else box
         check_inputs(x, y, box)
@@ -264,7 +265,7 @@ def _join(parts: list[AttackResult]) -> AttackResult:
             else:
                 notes.setdefault(key, value)
     names = ("x_adv", "success", "value", "distance", "forwards", "backwards", "cost_at_success")
-    return AttackResult(*(torch.cat([getattr(p, n) for p in parts]) for n in names), notes)
+    return AttackResult(**{n: torch.cat([getattr(p, n) for p in parts]) for n in names}, notes=notes)
 
 
 def _attack(value: Any) -> Any:
