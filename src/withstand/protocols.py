@@ -343,17 +343,24 @@ class Findings:
 class Context:
     """What a check may use while it runs.
 
-    seed: of the run. device: where models run. block: examples per pass, None = choose. folder: a directory of this
-    check's own for side products (gallery images). progress: call with the number of units done. limit: time-saving
-    options of the preset, e.g. {"examples": 200}.
+    seed: of the run. device: where models run. block: examples per pass, None = choose. folder: in `rows`, a directory
+    of this shard's own for side products (a few adversarial images); in `reduce`, the one that holds those of all shards.
+    root: the run folder; paths in figures are relative to it. progress: call with the number of examples done.
+    cost: passes spent so far; add to it with `spend`.
     """
 
     seed: int = 0
     device: str = "cpu"
     block: int | None = None
     folder: Any = None
+    root: Any = None
     progress: Callable[[int], None] = lambda done: None
-    options: dict[str, Any] = field(default_factory=dict)
+    cost: dict[str, float] = field(default_factory=dict)
+
+    def spend(self, forwards: int = 0, backwards: int = 0) -> None:
+        """Count passes of single examples through the model."""
+        self.cost["forwards"] = self.cost.get("forwards", 0) + forwards
+        self.cost["backwards"] = self.cost.get("backwards", 0) + backwards
 
 
 class Check(Protocol):

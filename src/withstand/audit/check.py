@@ -1,0 +1,112 @@
+"""What all checks share, and how they read their rows back."""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from withstand.metrics import wilson
+from withstand.protocols import Batch, Context, Dataset, Findings, Metric, Need, Row, Target
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One line of an audit; see `withstand.protocols.Check` for the contract.
+
+    examples: use only the first so many examples of the data; None = all.
+    """
+
+    examples: int | None = None
+
+    task = "classification"
+    access: frozenset[str] = frozenset()
+    needs: tuple[Need, ...] = ()
+    after: tuple[str, ...] = ()
+    title = ""
+
+    def passes(self, target: Target) -> float:
+        """Roughly how many forward-and-gradient passes one example costs at most; for the estimate before the start."""
+        return 1.0
+
+    def prepare(self, target: Target, data: Dataset, given: Mapping[str, Any], ctx: Context) -> dict[str, Any] | None:
+        """Fit what the rows need, once for each model: a dict of tensors, kept in the run folder; or None."""
+        return None
+
+    def rows(
+        self, target: Target, shard: Batch, given: Mapping[str, Any], artefact: Any, ctx: Context
+    ) -> Iterable[Row]:
+        """The outcomes of one shard. Nothing but the arguments may matter, so that any process can do any shard."""
+        return ()
+
+    def reduce(self, rows: "Table", others: Mapping[str, "Table"], ctx: Context) -> Findings:
+        """What the rows of all shards say. `others` holds the rows of the checks named in `after` that ran."""
+        raise TypeError(f"{type(self).__name__} defines no reduce")
+
+
+class Table:
+    """The rows of one check of one model, as columns.
+
+    A thin hand on a pyarrow table: `where(eps=0.03)` selects by condition, `outcome`, `value`, ... are numpy arrays.
+    """
+
+    def __init__(self, table: pa.Table) -> None:
+        self.table = table
+
+    def __len__(self) -> int:
+        return self.table.num_rows
+
+    def conditions(self) -> list[dict[str, Any]]:
+        """The distinct conditions, in order of appearance."""
+        return [json.loads(text) for text in pc.unique(self.table["condition"]).to_pylist()]
+
+    def where(self, **condition: Any) -> "Table":
+        """The rows whose condition has these values."""
+        texts = [
+            text
+            for text in pc.unique(self.table["condition"]).to_pylist()
+            if all(json.loads(text).get(k) == v for k, v in condition.items())
+        ]
+        return Table(self.table.filter(pc.is_in(self.table["condition"], pa.array(texts, pa.string()))))
+
+    def column(self, name: str) -> np.ndarray:
+        """A column as numpy; missing numbers are nan (outcomes and integers: only where none is missing)."""
+        return self.table[name].to_numpy()
+
+    @property
+    def id(self) -> np.ndarray:
+        return self.column("id")
+
+    @property
+    def outcome(self) -> np.ndarray:
+        return self.column("outcome").astype(bool)
+
+    @property
+    def value(self) -> np.ndarray:
+        return self.column("value").astype(float)
+
+    @property
+    def distance(self) -> np.ndarray:
+        return self.column("distance").astype(float)
+
+    @property
+    def label(self) -> np.ndarray:
+        return self.column("label").astype(int)
+
+    @property
+    def prediction(self) -> np.ndarray:
+        return self.column("prediction").astype(int)
+
+    @property
+    def cost(self) -> np.ndarray:
+        return self.column("cost").astype(int)
+
+    def share(self, name: str, better: str = "higher", **condition: Any) -> Metric:
+        """The share of rows under this condition whose outcome is true, with Wilson's interval."""
+        chosen = self.where(**condition).outcome
+        hits, n = int(chosen.sum()), len(chosen)
+        low, high = wilson(hits, n)
+        return Metric(name, hits / n, low, high, "wilson", n, "share", better, dict(condition))  # type: ignore[arg-type]

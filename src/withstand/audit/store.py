@@ -1,0 +1,190 @@
+"""A run folder: what was asked, the rows found so far, and what was made of them.
+
+    plan.json                      what the run does; a folder never holds two different plans
+    rows/MODEL/CHECK/SHARD.parquet the outcomes, one file for each finished piece of work
+    prepared/MODEL/CHECK.safetensors
+    side/MODEL/CHECK/SHARD/        what a check keeps for its figures (a few adversarial images)
+    scorecard.json, report.html    made from the above
+
+Every file is written whole or not at all and none is changed afterwards, so that a run that is killed at any moment goes
+on from what is there and ends with the rows of an uninterrupted one.
+"""
+
+import contextlib
+import fcntl
+import io
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from withstand.audit.check import Table
+from withstand.errors import BadInput, Unavailable
+from withstand.files import slug, write_atomic, write_json
+from withstand.protocols import Row
+
+SCHEMA = pa.schema(
+    [
+        ("run", pa.string()),
+        ("model", pa.string()),
+        ("check", pa.string()),
+        ("unit", pa.string()),
+        ("id", pa.int64()),
+        ("condition", pa.string()),
+        ("seed", pa.int64()),
+        ("label", pa.int32()),
+        ("prediction", pa.int32()),
+        ("outcome", pa.bool_()),
+        ("value", pa.float64()),
+        ("distance", pa.float64()),
+        ("cost", pa.int64()),
+    ]
+)
+
+
+class Store:
+    """The folder of one run. Use it as a context manager: it holds the folder's lock meanwhile.
+
+    Raises:
+        BadInput: the folder holds another run. Unavailable: another process works in it, or it cannot be written.
+    """
+
+    def __init__(self, folder: str | Path, plan: dict[str, Any], fresh: bool = False) -> None:
+        self.folder, self.plan, self.fresh = Path(folder), plan, fresh
+        self.name = self.folder.name
+
+    def __enter__(self) -> "Store":
+        self._lock = lock(self.folder)
+        try:
+            if self.fresh:
+                self.clear()
+            existing = self.folder / "plan.json"
+            if existing.is_file():
+                _same_plan(json.loads(existing.read_text(encoding="utf-8")), self.plan, self.folder)
+            else:
+                others = [p.name for p in self.folder.iterdir() if p.name != ".lock"]
+                if others:
+                    raise BadInput(
+                        f"out: {self.folder} is not empty ({', '.join(sorted(others)[:3])} ...) and holds no run; "
+                        "allowed: a new folder, or that of an unfinished run. Choose another --out."
+                    )
+                write_json(existing, self.plan)
+        except BaseException:
+            self._lock.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.close()
+
+    def clear(self) -> None:
+        """Forget everything that an earlier run left in the folder; refuses a folder that holds no run."""
+        if not (self.folder / "plan.json").is_file():
+            return
+        for name in ("rows", "prepared", "side", "figures"):
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+        for name in ("plan.json", "scorecard.json", "report.html"):
+            (self.folder / name).unlink(missing_ok=True)
+
+    def path(self, model: str, check: str, shard: int) -> Path:
+        """Where the rows of one piece of work are."""
+        return self.folder / "rows" / slug(model) / slug(check) / f"{shard:06d}.parquet"
+
+    def side(self, model: str, check: str, shard: int | None = None) -> Path:
+        """The folder for a check's side products."""
+        folder = self.folder / "side" / slug(model) / slug(check)
+        return folder if shard is None else folder / f"{shard:06d}"
+
+    def done(self, model: str, check: str, shard: int) -> bool:
+        """Whether the rows of this piece of work are there."""
+        return self.path(model, check, shard).is_file()
+
+    def write(self, model: str, check: str, shard: int, rows: Iterable[Row], seed: int, cost: dict[str, float]) -> None:
+        """Keep the rows of one piece of work, and what it cost (in the file's metadata)."""
+        listed = list(rows)
+        columns: dict[str, Any] = {
+            "run": [self.name] * len(listed),
+            "model": [model] * len(listed),
+            "check": [check] * len(listed),
+            "seed": [seed] * len(listed),
+            "condition": [json.dumps(r.condition, sort_keys=True) for r in listed],
+        }
+        for name in SCHEMA.names:
+            columns.setdefault(name, [getattr(r, name, None) for r in listed])
+        table = pa.table(columns, schema=SCHEMA.with_metadata({"cost": json.dumps(cost)}))
+        buffer = io.BytesIO()
+        pq.write_table(table, buffer, compression="zstd")
+        write_atomic(self.path(model, check, shard), buffer.getvalue())
+
+    def read(self, model: str, check: str) -> tuple[Table, dict[str, float]]:
+        """All rows of a check of a model in the order of the shards, and their summed cost."""
+        return read_rows(self.path(model, check, 0).parent)
+
+
+def read_rows(folder: Path) -> tuple[Table, dict[str, float]]:
+    """The rows in a folder of shards, and their summed cost."""
+    tables, total = [], {}
+    for path in sorted(folder.glob("*.parquet")):
+        table = pq.read_table(path, schema=None)
+        for key, value in json.loads((table.schema.metadata or {}).get(b"cost", b"{}")).items():
+            total[key] = total.get(key, 0) + value
+        tables.append(table.replace_schema_metadata(None))
+    return Table(pa.concat_tables(tables) if tables else SCHEMA.empty_table()), total
+
+
+def lock(folder: Path) -> io.TextIOWrapper:
+    """Take the folder's lock, which goes when the returned file is closed or the process ends, however it ends."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = open(folder / ".lock", "a+", encoding="utf-8")  # noqa: SIM115 (held open on purpose)
+    except OSError as error:
+        raise Unavailable(f"out: cannot write in {folder}: {error.strerror}. Choose another --out.") from error
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        handle.seek(0)
+        holder = handle.read().strip() or "unknown"
+        handle.close()
+        raise Unavailable(
+            f"out: another process (pid {holder}) is running in {folder}. Wait for it, or give this run another --out."
+        ) from None
+    handle.truncate(0)
+    handle.write(str(os.getpid()))
+    handle.flush()
+    return handle
+
+
+@contextlib.contextmanager
+def scratch(final: Path) -> Iterator[Path]:
+    """A folder that appears under its final name only when the block ends well."""
+    temporary = final.with_name(f".{final.name}.{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        if any(temporary.iterdir()):
+            shutil.rmtree(final, ignore_errors=True)
+            os.replace(temporary, final)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _same_plan(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None:
+    plain = json.loads(json.dumps(new))
+    differing = [k for k in sorted(old.keys() | plain.keys()) if old.get(k) != plain.get(k)]
+    if differing:
+        details = "; ".join(f"{k}: there {_short(old.get(k))}, now {_short(plain.get(k))}" for k in differing[:3])
+        raise BadInput(
+            f"out: {folder} holds another run ({details}); allowed: the same run, which would continue, or a new folder. "
+            "Choose another --out, or start over with --fresh."
+        )
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,59 @@
+"""Writing files so that a reader, or a run that is killed and started again, sees all of a file or none of it."""
+
+import contextlib
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from withstand.errors import Unavailable
+
+
+def write_atomic(path: str | Path, content: bytes | str) -> Path:
+    """Write a file under a temporary name beside it, flush it to the disk, then rename it.
+
+    Raises:
+        Unavailable: the disk is full or may not be written; nothing is left behind and an older file stays as it was.
+    """
+    path = Path(path)
+    data = content.encode() if isinstance(content, str) else content
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except OSError as error:
+        if temporary:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+        raise Unavailable(
+            f"cannot write {path}: {error.strerror or error}. Nothing was overwritten; free some space or choose another "
+            "folder, then run the same command again: it continues where it stopped."
+        ) from error
+    return path
+
+
+def write_json(path: str | Path, value: Any) -> Path:
+    """Write plain values as indented JSON, atomically; not-a-number becomes null."""
+    return write_atomic(path, json.dumps(_plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, float) and value != value:
+        return None
+    return value.item() if hasattr(value, "item") else value
+
+
+def slug(name: str) -> str:
+    """A name as a file name: letters, digits, dot, dash and underscore stay."""
+    return "".join(c if c.isalnum() or c in "._-" else "_" for c in name).strip(".") or "unnamed"
