@@ -20,6 +20,7 @@ _HOMES = {
 __all__ = [*_HOMES]
 
 if TYPE_CHECKING:
+    from withstand.models.counting import count_passes as count_passes
     from withstand.models.state import frozen as frozen
     from withstand.models.target import Logits as Logits
     from withstand.models.target import Normalised as Normalised
