@@ -129,9 +129,13 @@ class Target(Protocol):
 
     name: str
     task: str
-    access: frozenset[str]
     space: Space
-    module: nn.Module | None
+
+    @property
+    def access(self) -> frozenset[str]: ...
+
+    @property
+    def module(self) -> nn.Module | None: ...
 
     def __call__(self, x: Any) -> Any: ...
 

@@ -1,17 +1,46 @@
-import contextlib
+"""Borrowing a module: whatever is done to its flags and buffers meanwhile, it is given back as it was."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from torch import nn
+
+from withstand.errors import bad
+
+Mode = Literal["eval", "train"]
 
 
-@contextlib.contextmanager
-def frozen(module, mode="eval"):
-    flags = [(m, m.training) for m in module.modules()]
-    req = [(p, p.requires_grad) for p in module.parameters()]
-    module.train(mode == "train")
-    for p, _ in req:
-        p.requires_grad_(False)
+@contextmanager
+def frozen(module: nn.Module, mode: Mode = "eval") -> Iterator[nn.Module]:
+    """Run a module without parameter gradients, in eval or train mode, and restore everything on the way out.
+
+    Restored, on exceptions too: `requires_grad` of every parameter, the mode of every submodule, and the buffers, both
+    the tensors and what is in them (batch statistics that train mode moves, counters that a forward pass advances).
+
+    Raises: BadInput for an unknown mode.
+    """
+    if mode not in ("eval", "train"):
+        raise bad("mode", repr(mode), '"eval" or "train"')
+    parts = list(module.modules())
+    modes = [part.training for part in parts]
+    wanting = [p for p in module.parameters() if p.requires_grad]
+    buffers = [
+        (part, name, b, b.detach().clone()) for part in parts for name, b in part._buffers.items() if b is not None
+    ]
     try:
-        yield
+        module.train(mode == "train")
+        for parameter in wanting:
+            parameter.requires_grad_(False)
+        yield module
     finally:
-        for m, t in flags:
-            m.training = t
-        for p, r in req:
-            p.requires_grad_(r)
+        for parameter in wanting:
+            parameter.requires_grad_(True)
+        module.train(modes[0])  # for modules that do more in train() than set the flag
+        for part, training in zip(parts, modes):
+            part.training = training
+        with torch.no_grad():
+            for part, name, buffer, content in buffers:
+                part._buffers[name] = buffer
+                buffer.copy_(content)
