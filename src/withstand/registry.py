@@ -18,7 +18,7 @@ import dataclasses
 import importlib
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
@@ -57,10 +57,11 @@ class Entry:
     summary: str
     systems: tuple[str, ...] = ()
     extra: str = ""
+    loaded: Any = dataclasses.field(default=None, compare=False, repr=False)
 
     def load(self) -> Any:
         """The class itself; imports its module."""
-        return getattr(importlib.import_module(self.module), self.attribute)
+        return self.loaded or getattr(importlib.import_module(self.module), self.attribute)
 
 
 _live: dict[tuple[str, str], Entry] = {}
@@ -87,7 +88,7 @@ def component(kind: str, name: str, *, systems: tuple[str, ...] = (), extra: str
         made.__repr__ = made.__str__ = to_call
         made.__init__ = _explaining(made.__init__, name, cls)
         summary = (cls.__doc__ or "").strip().split("\n")[0]
-        _live[kind, name] = Entry(kind, name, cls.__module__, cls.__qualname__, summary, systems, extra)
+        _live[kind, name] = Entry(kind, name, cls.__module__, cls.__qualname__, summary, systems, extra, made)
         return made
 
     return decorate
@@ -212,27 +213,23 @@ def _build(node: ast.Call, kind: str | None, flat: bool = False) -> Any:
     cls = entry.load()
     args = [_value(a) for a in node.args]
     kwargs = {k.arg: _value(k.value) for k in node.keywords if k.arg}
-    if not flat:
-        return cls(*args, **kwargs)
-    own = {f.name for f in dataclasses.fields(cls) if f.init}
-    made = cls(*args, **{k: v for k, v in kwargs.items() if k in own})
+    return cls(*args, **(_nested(entry.name, cls, kwargs) if flat else kwargs))
+
+
+def _nested(name: str, cls: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Hand each key that the class lacks to the one held component (given here, or the default) that has it."""
+    fields = [f for f in dataclasses.fields(cls) if f.init]
+    own = {f.name for f in fields}
+    held = {f.name: h for f in fields if is_component(h := kwargs.get(f.name, f.default))}
+    made = {k: v for k, v in kwargs.items() if k in own}
     for key in kwargs.keys() - own:
-        holders = [
-            (f.name, held)
-            for f in dataclasses.fields(cls)
-            if is_component(held := getattr(made, f.name)) and key in {g.name for g in dataclasses.fields(held)}
-        ]
+        holders = [n for n, h in held.items() if key in {g.name for g in dataclasses.fields(h)}]
         if len(holders) != 1:
-            raise unknown(f"{entry.name}: argument", key, own | {g for f in _held(made) for g in f})
-        field, held = holders[0]
-        made = replace(made, **{field: replace(held, **{key: kwargs[key]})})
+            below = {g.name for h in held.values() for g in dataclasses.fields(h)}
+            raise unknown(f"{name}: argument", key, own | below)
+        held[holders[0]] = replace(held[holders[0]], **{key: kwargs[key]})
+        made[holders[0]] = held[holders[0]]
     return made
-
-
-def _held(made: Any) -> Iterator[list[str]]:
-    for f in dataclasses.fields(made):
-        if is_component(held := getattr(made, f.name)):
-            yield [g.name for g in dataclasses.fields(held)]
 
 
 def _value(node: ast.expr) -> Any:
