@@ -83,9 +83,14 @@ class Dataset(Protocol):
     name: how the user called it. classes: class names in label order. fingerprint: changes when the content does.
     """
 
-    name: str
-    space: Space
-    classes: tuple[str, ...]
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def space(self) -> Space: ...
+
+    @property
+    def classes(self) -> tuple[str, ...]: ...
 
     def __len__(self) -> int: ...
 
@@ -127,9 +132,14 @@ class Target(Protocol):
     Must carry: top-k image search (QAIR: access {"top_k"}), time-series classifiers, LLM streams (task "stream").
     """
 
-    name: str
-    task: str
-    space: Space
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def task(self) -> str: ...
+
+    @property
+    def space(self) -> Space: ...
 
     @property
     def access(self) -> frozenset[str]: ...

@@ -1,0 +1,26 @@
+"""Data: every set by name from a local folder, image folders and arrays; read in batches, refused when bad."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+_HOMES = {
+    "load_data": "withstand.data.load",
+    "from_arrays": "withstand.data.arrays",
+    "Images": "withstand.data.images",
+}
+
+__all__ = [*_HOMES]
+
+if TYPE_CHECKING:
+    from withstand.data.arrays import from_arrays as from_arrays
+    from withstand.data.images import Images as Images
+    from withstand.data.load import load_data as load_data
+
+
+def __getattr__(name: str) -> Any:
+    """Loaded on first use, so that the catalogue can be read without torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'withstand.data' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value

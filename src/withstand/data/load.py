@@ -1,0 +1,163 @@
+"""`load_data`: a data set by name or path."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from withstand.data import catalogue
+from withstand.data.arrays import npz_source
+from withstand.data.catalogue import Entry
+from withstand.data.compact import omniglot, zip_source
+from withstand.data.folders import Classes, folder_source
+from withstand.data.images import ArraySource, Images, PhotoSource
+from withstand.data.photos import Fit
+from withstand.errors import BadInput, Unavailable, bad
+from withstand.random import Rows
+
+
+def load_data(
+    name_or_path: str | os.PathLike[str],
+    root: str | os.PathLike[str] | None = None,
+    split: str = "test",
+    limit: int | None = None,
+    seed: int | None = None,
+    *,
+    size: int | None = None,
+    channels: int | None = None,
+    classes: Classes | None = None,
+    layout: str | None = None,
+    download: bool = False,
+) -> Images:
+    """A data set by name (`withstand list data`), or from an image folder, an `.npz` (x, y) or a `.zip` of either.
+
+    >>> load_data("digits", limit=100, seed=0)
+    <digits: 100 images [1, 8, 8], 10 classes>
+
+    root: folder of the named sets; default $WITHSTAND_DATA, else ~/.cache/withstand/data. A complete public layout is
+    preferred to a compact file. split: "train" or "test"; sets of one part give all of it for "test". limit: use so
+    many, from the start of the split; with a seed, from a random order in which each class keeps its share.
+    ids are always positions in the whole split.
+    size: side in pixels; needed where photographs differ in shape. channels: 1 or 3, to change between grey and RGB.
+    classes: names or number of classes of an `.npz`; for a folder, see `folder_source`. layout: "nhwc" or "nchw" for an
+    `.npz` whose shape leaves it open. download: let torchvision fetch a public set that is missing.
+
+    Raises: BadInput before any work for a set that is not there (saying where it was looked for) and for bad data:
+    NaN, Inf or out-of-range pixels, wrong ranks, bad labels, damaged files, files that are no images, an empty set.
+    """
+    fit = Fit(size, channels or 3)
+    path = Path(name_or_path).expanduser()
+    try:
+        entry = catalogue.find(str(name_or_path))
+    except BadInput as error:
+        if not path.exists():
+            raise BadInput(f"{error} (nor is there a file or folder {str(path)!r})") from None
+        source = _from_path(path, split, fit, channels, classes, layout)
+        return Images.of(path.stem if path.is_file() else path.resolve().name, source, limit, seed, str(path))
+    for argument, value in (("classes", classes), ("layout", layout)):
+        if value is not None:
+            raise bad(argument, repr(value), f"None for a named set ({entry.name} has its own)")
+    source, where = _named(entry, root, split, size, channels, download)
+    return Images.of(entry.name, source, limit, seed, where)
+
+
+def data_root(root: str | os.PathLike[str] | None = None) -> Path:
+    """Where named sets lie: the argument, else $WITHSTAND_DATA, else ~/.cache/withstand/data."""
+    return Path(root or os.environ.get("WITHSTAND_DATA") or "~/.cache/withstand/data").expanduser()
+
+
+def _from_path(
+    path: Path, split: str, fit: Fit, channels: int | None, classes: Any, layout: str | None
+) -> ArraySource | PhotoSource:
+    if path.is_dir():
+        return folder_source(path, split, fit, classes)
+    match path.suffix.lower():
+        case ".npz":
+            return npz_source(path, split, classes=classes, layout=layout, size=fit.size, channels=channels)
+        case ".zip":
+            return zip_source(path, split, "label", fit.size, channels)
+    raise bad("data", f"the file {path}", "a folder of images, an .npz with x and y, or a .zip with labels.csv")
+
+
+def _named(
+    entry: Entry,
+    root: str | os.PathLike[str] | None,
+    split: str,
+    size: int | None,
+    channels: int | None,
+    download: bool,
+) -> tuple[ArraySource | PhotoSource, str]:
+    parts = {"all", "test"} if "all" in entry.compact and not entry.public else {"train", "test"}
+    if split not in parts:
+        raise bad("split", repr(split), " or ".join(f'"{p}"' for p in sorted(parts)) + f" for {entry.name}")
+    if entry.name == "digits":
+        return _digits(split, size, channels), "scikit-learn"
+    size = size or entry.size
+    base = data_root(root)
+    looked = list(_places(entry, base, split))
+    if download and not any(p.exists() for p, _ in looked):
+        _download(entry, base, split)
+    for path, public in looked:
+        if path.exists() and public:
+            from withstand.data.public import public_source
+
+            return public_source(entry.name, path, split, size, channels), str(path)
+        if path.exists():
+            return _compact(entry, path, split, size, channels), str(path)
+    raise BadInput(_missing(entry, split, [p for p, _ in looked], base))
+
+
+def _places(entry: Entry, base: Path, split: str) -> list[tuple[Path, bool]]:
+    """Where the set may lie, and whether that is its public layout."""
+    places = [(base / entry.public.format(split=split), True)] if entry.public else []
+    if file := entry.compact.get(split) or (entry.compact.get("all") if split != "train" else None):
+        places += [(base / file, False), (base / Path(file).name, False)]
+    return places
+
+
+def _compact(entry: Entry, path: Path, split: str, size: int | None, channels: int | None) -> ArraySource | PhotoSource:
+    if entry.name == "omniglot":
+        return omniglot(path, size, channels)
+    if path.suffix == ".npz":
+        return npz_source(path, split, y=entry.label, size=size, channels=channels)
+    return zip_source(path, split, entry.label, size, channels)
+
+
+def _digits(split: str, size: int | None, channels: int | None) -> ArraySource:
+    """scikit-learn's 1,797 digits, pixels 0..16. The split is fixed: 1,297 and 500, drawn once by the seed 0."""
+    from sklearn.datasets import load_digits
+
+    held: Any = load_digits()
+    order = torch.argsort(Rows.count(0, 1797).bits((), "digits split"), stable=True).numpy()
+    part = np.sort(order[:1297] if split == "train" else order[1297:])
+    x = held.images[part].astype(np.uint8)[:, None]
+    names = tuple(map(str, range(10)))
+    return ArraySource(x, held.target[part].astype(np.int64), names, "digits", top=16, size=size, channels=channels)
+
+
+def _download(entry: Entry, base: Path, split: str) -> None:
+    if not entry.torchvision:
+        raise bad("download", True, f"False for {entry.name}, which no downloader offers", "Copy its files by hand.")
+    import torchvision.datasets
+
+    train = split == "train"
+    options: dict[str, Any] = {"train": train}
+    if entry.torchvision in ("SVHN", "GTSRB", "DTD"):
+        options = {"split": "train" if train else "test"}
+    try:
+        getattr(torchvision.datasets, entry.torchvision)(base, download=True, **options)
+    except (OSError, RuntimeError, ImportError) as error:
+        raise Unavailable(
+            f"{entry.name}: the download failed: {error}. Try again, or copy the files to {base}."
+        ) from error
+
+
+def _missing(entry: Entry, split: str, looked: list[Path], base: Path) -> str:
+    get = "pass download=True (--download) to fetch it, or " if entry.torchvision else ""
+    paths = "; ".join(map(str, looked))
+    return (
+        f"data: {entry.name} ({split}) is not here. Looked at: {paths}. To get it, {get}copy its files there; "
+        f"for another folder pass root (--root) or set WITHSTAND_DATA (now {base})."
+    )
