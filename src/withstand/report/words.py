@@ -1,0 +1,169 @@
+"""How the report says things: titles of metrics, numbers with their units, conditions, p-values.
+
+The page and the terminal write numbers in the same way because both ask here.
+"""
+
+import math
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+MINUS = "\N{MINUS SIGN}"
+DASH = "\N{EN DASH}"
+NONE = "\N{EM DASH}"
+
+METRICS: dict[str, tuple[str, str]] = {
+    "clean_accuracy": ("Accuracy on clean data", "share of unchanged examples that the model gets right"),
+    "accuracy": ("Accuracy", "share of examples that the model gets right"),
+    "robust_accuracy": ("Accuracy under attack", "share of examples that stay right whatever the attack found"),
+    "attack_success_rate": ("Success of the attack", "share of the examples first right that the attack turned wrong"),
+    "worst_class_accuracy": ("Accuracy of the worst class", "the lowest accuracy among the classes"),
+    "worst_class_robust_accuracy": ("Worst class under attack", "the lowest accuracy under attack among the classes"),
+    "ece": ("Calibration error (ECE)", "mean gap between stated confidence and accuracy, over bins of confidence"),
+    "nll": ("Negative log-likelihood", "mean surprise at the true class; lower is better"),
+    "brier": ("Brier score", "mean squared error of the predicted probabilities; lower is better"),
+    "median_distance": ("Median distance to an error", "half of the examples need a smaller change to turn wrong"),
+    "mean_distance": ("Mean distance to an error", "mean size of the smallest change found that turns an example wrong"),
+    "corruption_accuracy": ("Accuracy on corrupted data", "share of corrupted examples that the model gets right"),
+    "corruption_error": ("Error on corrupted data", "share of corrupted examples that the model gets wrong"),
+    "mce": ("Mean corruption error (mCE)", "corruption errors over those of a stated reference, averaged over kinds"),
+    "relative_mce": ("Relative mCE", "rise of the error by corruption over the reference's rise, averaged over kinds"),
+    "transfer_accuracy": ("Accuracy under transferred attacks", "share right on examples made against another model"),
+    "black_box_accuracy": ("Accuracy under black-box attack", "share right against an attack that only sees answers"),
+    "median_queries": ("Median queries to success", "half of the broken examples fell to fewer queries"),
+    "auroc": ("Unfamiliar inputs: AUROC", "chance that an unfamiliar input scores as more suspicious than a familiar one"),
+    "aupr": ("Unfamiliar inputs: AUPR", "area under precision against recall, unfamiliar inputs being the positives"),
+    "fpr95": ("Unfamiliar inputs: FPR95", "share of the other set mistaken when 95% are found"),
+}
+_BARE = ("attack", "threat", "norm", "detector", "kind", "corruption", "reference", "model")
+
+
+def title(name: str) -> str:
+    """The human title of a metric or a flag; unknown names are spelled out."""
+    if name in METRICS:
+        return METRICS[name][0]
+    words = name.replace("_", " ").replace(".", " ").strip()
+    return words[:1].upper() + words[1:] if words else "Unnamed"
+
+
+def meaning(name: str) -> str:
+    """One line on what a metric is; empty for names that are not ours."""
+    return METRICS[name][1] if name in METRICS else ""
+
+
+def number(value: Any, digits: int = 3) -> str:
+    """A plain number with `digits` significant digits; thousands are grouped from 10,000 on; a dash for nothing."""
+    if not is_number(value):
+        return NONE if value is None or isinstance(value, float) else str(value)
+    value = float(value)
+    if value == int(value) and abs(value) < 1e15:
+        text = f"{abs(int(value)):,}" if abs(value) >= 10_000 else str(abs(int(value)))
+    elif abs(value) >= 10_000:
+        text = f"{abs(value):,.0f}"
+    elif abs(value) >= 1e-4:
+        text = f"{abs(value):.{max(0, digits - 1 - math.floor(math.log10(abs(value))))}f}"
+    else:
+        text = f"{abs(value):.{digits - 1}e}"
+    return MINUS + text if value < 0 else text
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite number (truth values are not)."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def quantity(value: Any, unit: str = "share") -> str:
+    """A value in its unit; shares in percent with one decimal: 43.2%."""
+    if not is_number(value):
+        return NONE
+    if unit == "share":
+        return f"{100 * value:.1f}%".replace("-", MINUS)
+    return number(value) + (f" {unit}" if unit else "")
+
+
+def interval(low: Any, high: Any, unit: str = "share") -> str:
+    """Both ends of an interval: 38.1–48.5%; empty where either is missing."""
+    if not (is_number(low) and is_number(high)):
+        return ""
+    joint = f" {DASH} " if low < 0 or high < 0 else DASH
+    if unit == "share":
+        return f"{100 * low:.1f}{joint}{100 * high:.1f}%".replace("-", MINUS)
+    return f"{number(low)}{joint}{number(high)}" + (f" {unit}" if unit else "")
+
+
+def change(value: Any, unit: str = "share") -> str:
+    """A signed difference; of shares in percentage points: +12.5 points."""
+    if not is_number(value):
+        return NONE
+    sign = "+" if value > 0 else MINUS if value < 0 else "±"
+    if unit == "share":
+        return f"{sign}{abs(100 * value):.1f} points"
+    return f"{sign}{number(abs(value))}" + (f" {unit}" if unit else "")
+
+
+def changes(low: Any, high: Any, unit: str = "share") -> str:
+    """The interval of a difference: −16.6 to +2.4 points."""
+    if not (is_number(low) and is_number(high)):
+        return ""
+    unitless = change(low, unit).removesuffix(" points").removesuffix(f" {unit}")
+    return f"{unitless} to {change(high, unit)}"
+
+
+def p_value(p: Any) -> str:
+    """p = 0.013, or p < 0.001 for anything smaller."""
+    if not is_number(p):
+        return ""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
+
+
+def radius(value: Any) -> str:
+    """A radius as it is usually written: 8/255 for 0.03137..., 0.3 for 0.3."""
+    if is_number(value) and value > 0 and abs(value - round(value, 3)) > 1e-9:
+        steps = value * 255
+        if abs(steps - round(steps * 4) / 4) < 1e-6:
+            return f"{round(steps * 4) / 4:g}/255"
+    return number(value)
+
+
+def evidence(name: str, value: Any) -> str:
+    """One observation behind a flag; radii as such."""
+    return radius(value) if name in ("eps", "radius", "distance") else number(value)
+
+
+def condition(values: Mapping[str, Any]) -> str:
+    """What was done to the examples, in words: {"threat": "linf", "eps": 8/255, "severity": 3} -> Linf 8/255, severity 3."""
+    parts, rest = [], dict(values)
+    eps = rest.pop("eps", None)
+    norm = next((rest.pop(key) for key in ("threat", "norm") if isinstance(rest.get(key), str)), "")
+    if norm or eps is not None:
+        shown = norm[:1].upper() + norm[1:] if norm and "(" not in norm else norm
+        parts.append(f"{shown} {radius(eps)}" if norm and eps is not None else shown or f"eps {radius(eps)}")
+    for key, value in rest.items():
+        shown = number(value) if is_number(value) else str(value)
+        parts.append(shown if key in _BARE else f"{key.replace('_', ' ')} {shown}")
+    return ", ".join(parts)
+
+
+def count(n: Any, one: str, many: str = "") -> str:
+    """1 example, 2,000 examples."""
+    return f"{n:,} {one if n == 1 else many or one + 's'}"
+
+
+def duration(seconds: float) -> str:
+    """0.4 s, 75 s, 12 min, 3 h 05 min."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def date(text: str) -> str:
+    """21 November 2026, 03:18 UTC, from an ISO date; anything else stays as it is."""
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return text
+    zone = f" {moment.tzname()}" if moment.tzinfo else ""
+    return f"{moment.day} {moment:%B %Y, %H:%M}{zone}"
