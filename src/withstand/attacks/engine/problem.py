@@ -208,6 +208,7 @@ class Problem:
         with torch.no_grad():
             seen = self._see(points)
             value = self.objective(seen, self.y_alive, self.state)
+        self._refuse_nan(seen, value)
         self.passes(1)
         return seen, value
 
@@ -309,6 +310,7 @@ class Problem:
             value = self.objective(seen, self.y_alive, self.state)
             (gradient,) = torch.autograd.grad(value.sum(), point)
         self.passes(1, 1)
+        self._refuse_nan(seen, value)
         if not self._viewed:
             self._remember(self.alive, x.detach(), seen, value.detach(), self.state)
         return gradient, value.detach()
@@ -350,11 +352,13 @@ class Problem:
                 )
         return Seen(points, logits, features)
 
+    def _refuse_nan(self, seen: Seen, value: Tensor) -> None:
+        if not bool(torch.isfinite(value).all()):
+            _check_output(seen.logits, seen.input)
+
     def _remember(self, rows: Tensor, points: Tensor, seen: Seen, value: Tensor, state: Mapping[str, Tensor]) -> None:
         if self._remembers == "nothing" or (self.keep == "last" and not self.active):
             return
-        if not bool(torch.isfinite(value).all()):
-            _check_output(seen.logits, points)
         if self.criterion is None:
             won = torch.zeros(len(points), dtype=torch.bool, device=points.device)
         else:
