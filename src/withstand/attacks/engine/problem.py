@@ -373,7 +373,9 @@ class Problem:
         whole = len(rows) == len(self.x)
         had = self.won if whole else self.won[rows]
         if self.nearest:
-            distance = self._threat.take(rows).distance(self.x[rows], points)
+            if not bool(won.any()):
+                return
+            distance = self._threat.distance(self.x if whole else self.x[rows], points)
             better = won & (distance < self.best_distance[rows])
             self.best_distance[rows] = torch.where(better, distance, self.best_distance[rows])
         elif self._remembers == "best":
