@@ -13,7 +13,7 @@ from withstand.attacks.hyperplane import to_hyperplane
 from withstand.errors import bad
 from withstand.objectives import Margin, TargetedDifference, at
 from withstand.registry import component, replace
-from withstand.threats import L1, L2, Linf, Threat, ThreatField, clip, per_row
+from withstand.threats import L1, L2, Linf, Threat, ThreatField, clip, clip_, per_row
 
 _DUAL = {Linf: 1.0, L2: 2.0, L1: torch.inf}
 
@@ -59,7 +59,7 @@ class FAB(Attack):
         z = p.x
         for restart in range(self.restarts):
             p.restart()
-            leave_broken(p)
+            leave_broken(p, p.x_alive)
             if p.finished:
                 break
             z = p.x_alive if restart == 0 else self._random(p, restart)
@@ -116,8 +116,7 @@ class FABT(Attack):
         for rank in ranks(p, self.targets):
             p.aim(replace(self.objective, rank=rank))
             p.restart()
-            leave_broken(p)
-            z = p.x_alive
+            z = leave_broken(p, p.x_alive)
             for _ in range(self.steps):
                 if p.finished:
                     break
@@ -132,23 +131,31 @@ def forward_and_back(p: Problem, z: Tensor, value: Tensor, gradient: Tensor, att
     Returns the next points of the rows that stay.
     """
     w, x, u = gradient.flatten(1), p.x_alive.flatten(1), z.flatten(1)
-    gap = torch.cat([-value, (w * (u - x)).sum(1) - value])
-    d1, d2 = to_hyperplane(torch.cat([u, x]), torch.cat([w, w]), gap, p.threat, p.box).chunk(2)
-    near, far = p.threat.norm(d1).clamp_min(1e-8), p.threat.norm(d2).clamp_min(1e-8)
+    moved, other = p.scratch("moved", u), p.scratch("other", u)
+    torch.sub(u, x, out=moved)
+    d = to_hyperplane(u, w, -value, p.threat, p.box, p.scratch)
+    near = p.threat.norm(d).clamp_min(1e-8)
+    gap = torch.linalg.vecdot(w, moved) - value
+    torch.add(u, d, alpha=attack.eta, out=moved)
+    d = to_hyperplane(x, w, gap, p.threat, p.box, p.scratch)
+    far = p.threat.norm(d).clamp_min(1e-8)
+    torch.add(x, d, alpha=attack.eta, out=other)
     a = (near / (near + far)).clamp_max(attack.alpha_max)[:, None]
-    moved = torch.lerp(u.add(d1, alpha=attack.eta), x.add(d2, alpha=attack.eta), a)
-    z = clip(moved, p.box).reshape(z.shape)
+    z = clip_(torch.lerp(moved, other, a), p.box).reshape(z.shape)
     broken = p.broken(p.look(z)[0])
+    if not bool(broken.any()):
+        return z
     z = torch.where(per_row(broken, z), torch.lerp(p.x_alive, z, attack.beta), z)
-    return leave_broken(p, z) if bool(broken.any()) else z
+    return leave_broken(p, z)
 
 
-def leave_broken(p: Problem, *held: Tensor) -> Tensor | None:
-    """Let the rows leave that are broken within the radius, and cut `held` likewise."""
-    done = p.best_distance[p.alive] <= p.threat.radius(p.x_alive)
-    if p.active and p.threat.eps is not None and bool(done.any()):
-        return p.keep_only(~done, *held)
-    return held[0] if held else None
+def leave_broken(p: Problem, z: Tensor) -> Tensor:
+    """Let the rows leave that are broken within the radius; z [A, ...] of those that stay."""
+    if p.active and p.threat.eps is not None:
+        done = p.best_distance[p.alive] <= p.threat.radius(p.x_alive)
+        if bool(done.any()):
+            return p.keep_only(~done, z)
+    return z
 
 
 def _differences(logits: Tensor, y: Tensor) -> Tensor:

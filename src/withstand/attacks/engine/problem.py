@@ -63,6 +63,7 @@ class Problem:
         self.steps = 0
         self.notes: dict[str, Any] = {}
         self._memory: dict[tuple[int, str], Tensor | None] = {}
+        self._scratch: dict[str, Tensor] = {}
         self._fresh_wins, self._remembers = False, "best"
         self.y = y if y is not None else self.clean.logits.argmax(1)
         self._oracle = self._exact_gradient
@@ -245,6 +246,13 @@ class Problem:
         """Remember inputs z [A, ...] that the search has judged itself: won bool [A]; value [A], its objective
         there."""
         self._keep_better(self.alive, z.detach(), won, value if value is not None else won.to(z.dtype))
+
+    def scratch(self, name: str, like: Tensor) -> Tensor:
+        """Memory of the shape of `like` under a name, to be written over: new memory is what costs most in a step."""
+        held = self._scratch.get(name)
+        if held is None or held.shape != like.shape:
+            held = self._scratch[name] = torch.empty_like(like)
+        return held
 
     # Moving ----------------------------------------------------------------------------------------------------------
 
