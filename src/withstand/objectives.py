@@ -183,6 +183,17 @@ class TargetedMargin(_Targeted):
         return (at(seen.logits, t) - best_other(seen.logits, t)).clamp_max(self.kappa)
 
 
+@component("objective", "targeted_difference")
+class TargetedDifference(_Targeted):
+    """Logit of the target minus that of the label: z_t - z_y; above 0 the label has lost."""
+
+    target: Target = None
+    rank: int = 2
+
+    def __call__(self, seen: Seen, y: Tensor, state: State) -> Tensor:
+        return at(seen.logits, state["target"]) - at(seen.logits, y)
+
+
 @component("objective", "targeted_dlr")
 class TargetedDLR(_Targeted):
     """Targeted difference of logits ratio: -(z_y - z_t) / (z_(1) - (z_(3) + z_(4)) / 2); needs four classes.

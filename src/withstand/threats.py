@@ -54,6 +54,11 @@ def clip(z: Tensor, box: Box) -> Tensor:
     return z if box is None else z.clamp(*box)
 
 
+def clip_(z: Tensor, box: Box) -> Tensor:
+    """`clip` in z's own memory."""
+    return z if box is None else z.clamp_(*box)
+
+
 class Threat:
     """What all threats share. `distance` is all that a new kind of set must define; the rest exists where it can."""
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -47,8 +47,8 @@ class Problem:
         precision: torch.dtype | None = None,
     ) -> None:
         self.model, self.x, self.box, self.keep, self.nearest = model, x, box, keep, nearest
-        self.objective = as_objective(objective)
-        self.criterion = criterion if criterion is not None else getattr(self.objective, "criterion", None)
+        self._labels, self._checked, self._clean = y, False, None
+        self._set_objective(objective, criterion)
         self.parameterisation, self.shapings, self.precision = parameterisation, tuple(shapings), precision
         self.active = active and self.criterion is not None and not getattr(self.objective, "coupled", False)
         self._threat, self._rows = threat, rows
@@ -57,15 +57,14 @@ class Problem:
         self.best_value = torch.full((n,), -torch.inf, device=device)
         self.best_distance = torch.full((n,), torch.inf, device=device, dtype=x.dtype)
         self.won = torch.zeros(n, dtype=torch.bool, device=device)
-        self.forwards = torch.zeros(n, dtype=torch.int64, device=device)
-        self.backwards = torch.zeros(n, dtype=torch.int64, device=device)
+        self._passes = torch.zeros(2, n, dtype=torch.int64, device=device)
+        self._uncounted = [0, 0]
         self.cost_at_win = torch.full((n,), -1, dtype=torch.int64, device=device)
         self.steps = 0
         self.notes: dict[str, Any] = {}
         self._memory: dict[tuple[int, str], Tensor | None] = {}
-        self._clean: Seen | None = None
-        self._checked, self._labels = False, y
-        self._state: dict[str, Tensor] | None = None
+        self._scratch: dict[str, Tensor] = {}
+        self._fresh_wins, self._remembers = False, "best"
         self.y = y if y is not None else self.clean.logits.argmax(1)
         self._oracle = self._exact_gradient
         for view in reversed(tuple(views)):
@@ -73,16 +72,29 @@ class Problem:
         self._viewed = bool(views)
         self._select(torch.arange(n, device=device))
 
+    def _set_objective(self, objective: Any, criterion: Any = None) -> None:
+        self.objective = as_objective(objective)
+        self.criterion = criterion if criterion is not None else getattr(self.objective, "criterion", None)
+        reads = getattr(self.objective, "reads", ("logits",))
+        self._features = tuple(r for r in reads if r not in {"logits", "input"})
+        self._state: dict[str, Tensor] | None = None
+        self._alive_state: dict[str, Tensor] | None = None
+
+    def aim(self, objective: Any) -> None:
+        """Pursue another objective from here on (another target, say); what is remembered stays."""
+        self._set_objective(objective)
+
     # What is alive ---------------------------------------------------------------------------------------------------
 
     def _select(self, alive: Tensor) -> None:
+        self._count()
         self.alive = alive
         whole = len(alive) == len(self.x)
         self.x_alive = self.x if whole else self.x[alive]
         self.y_alive = self.y if whole else self.y[alive]
         self.threat = self._threat if whole else self._threat.take(alive)
         self.rows = self._rows if whole else self._rows.take(alive)
-        self._alive_state: dict[str, Tensor] | None = None
+        self._alive_state = None
         interval = getattr(self.threat, "interval", None)
         self._interval = interval(self.x_alive, self.box) if interval and self.threat.eps is not None else None
 
@@ -90,12 +102,16 @@ class Problem:
     def state(self) -> dict[str, Tensor]:
         """What the objective's `begin` returned, for the alive rows."""
         if self._alive_state is None:
-            if self._state is None:
-                begin = getattr(self.objective, "begin", None)
-                self._state = dict(begin(self.clean, self.y, self._rows)) if begin else {}
+            state = self._begun()
             whole = len(self.alive) == len(self.x)
-            self._alive_state = self._state if whole else {k: v[self.alive] for k, v in self._state.items()}
+            self._alive_state = state if whole else {k: v[self.alive] for k, v in state.items()}
         return self._alive_state
+
+    def _begun(self) -> dict[str, Tensor]:
+        if self._state is None:
+            begin = getattr(self.objective, "begin", None)
+            self._state = dict(begin(self.clean, self.y, self._rows)) if begin else {}
+        return self._state
 
     @property
     def finished(self) -> bool:
@@ -108,10 +124,9 @@ class Problem:
 
         Returns the held values: one as itself, several as a tuple.
         """
-        if self.active and not self.nearest:
-            stay = ~self.won[self.alive]
-            if not bool(stay.all()):
-                held = tuple(self.keep_only(stay, *held, single=False))
+        if self._fresh_wins and self.active and not self.nearest:
+            held = tuple(self.keep_only(~self.won[self.alive], *held, single=False))
+            self._fresh_wins = False
         return held[0] if len(held) == 1 else held
 
     def keep_only(self, stay: Tensor, *held: Any, single: bool = True) -> Any:
@@ -127,6 +142,7 @@ class Problem:
         memory."""
         everyone = torch.arange(len(self.x), device=self.x.device)
         self._select(everyone[~self.won] if self.active and not self.nearest else everyone)
+        self._fresh_wins = False
         self._memory.clear()
 
     # Looking ---------------------------------------------------------------------------------------------------------
@@ -137,14 +153,11 @@ class Problem:
         if self._clean is None:
             with torch.no_grad():
                 self._clean = self._see(self.x)
-            self.forwards += 1
+            self._passes[0] += 1
             if hasattr(self, "y"):
+                value = self.objective(self._clean, self.y, self._begun())
                 everyone = torch.arange(len(self.x), device=self.x.device)
-                if self._state is None:
-                    begin = getattr(self.objective, "begin", None)
-                    self._state = dict(begin(self._clean, self.y, self._rows)) if begin else {}
-                value = self.objective(self._clean, self.y, self._state)
-                self._remember(everyone, self.x, self._clean, value, self._state)
+                self._remember(everyone, self.x, self._clean, value, self._begun())
         return self._clean
 
     def gradient(self, z: Point) -> Point:
@@ -164,12 +177,20 @@ class Problem:
             shaped[name] = gradient
         return shaped if isinstance(z, dict) else shaped["x"]
 
-    def value_and_gradient(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """The objective's value [A] and its unshaped gradient [A, ...] at inputs z."""
+    def value_and_gradient(
+        self, z: Tensor, remember: Literal["best", "wins", "nothing"] = "best"
+    ) -> tuple[Tensor, Tensor]:
+        """The objective's value [A] and its unshaped gradient [A, ...] at inputs z.
+
+        remember: "wins" keeps z only where it reaches the goal, for searches that follow their own best point and `offer`
+        it in the end; "nothing" is for points outside the set.
+        """
+        self._remembers = remember
         gradient, value = self._oracle(z, self.rows, self.steps)
         self.steps += 1
         if self._viewed and (self.active or self.keep == "best"):
             self.look(z)
+        self._remembers = "best"
         return value, gradient
 
     def value(self, z: Point) -> Tensor:
@@ -178,12 +199,18 @@ class Problem:
 
     def look(self, z: Point) -> tuple[Seen, Tensor]:
         """What the model makes of z, and the objective's value there; one forward pass, remembered."""
+        points = self.decode(z)
+        seen, value = self.peek(points)
+        self._remember(self.alive, points, seen, value, self.state)
+        return seen, value
+
+    def peek(self, points: Tensor) -> tuple[Seen, Tensor]:
+        """`look` at inputs of the alive rows without remembering them; one forward pass."""
         with torch.no_grad():
-            points = self.decode(z)
             seen = self._see(points)
             value = self.objective(seen, self.y_alive, self.state)
-        self.forwards[self.alive] += 1
-        self._remember(self.alive, points, seen, value, self.state)
+        self._refuse_nan(seen, value)
+        self.passes(1)
         return seen, value
 
     def broken(self, seen: Seen) -> Tensor:
@@ -194,13 +221,38 @@ class Problem:
 
     def passes(self, forwards: int = 0, backwards: int = 0) -> None:
         """Count passes that the search made itself on the alive rows."""
-        self.forwards[self.alive] += forwards
-        self.backwards[self.alive] += backwards
+        self._uncounted[0] += forwards
+        self._uncounted[1] += backwards
+
+    def _count(self) -> None:
+        for kind, number in enumerate(self._uncounted):
+            if number:
+                self._passes[kind, self.alive] += number
+        self._uncounted = [0, 0]
+
+    @property
+    def forwards(self) -> Tensor:
+        """Forward passes spent on each row of the block, int64 [N]."""
+        self._count()
+        return self._passes[0]
+
+    @property
+    def backwards(self) -> Tensor:
+        """Backward passes spent on each row of the block, int64 [N]."""
+        self._count()
+        return self._passes[1]
 
     def offer(self, z: Tensor, won: Tensor, value: Tensor | None = None) -> None:
         """Remember inputs z [A, ...] that the search has judged itself: won bool [A]; value [A], its objective
         there."""
         self._keep_better(self.alive, z.detach(), won, value if value is not None else won.to(z.dtype))
+
+    def scratch(self, name: str, like: Tensor) -> Tensor:
+        """Memory of the shape of `like` under a name, to be written over: new memory is what costs most in a step."""
+        held = self._scratch.get(name)
+        if held is None or held.shape != like.shape:
+            held = self._scratch[name] = torch.empty_like(like)
+        return held
 
     # Moving ----------------------------------------------------------------------------------------------------------
 
@@ -229,7 +281,7 @@ class Problem:
         assert isinstance(z, Tensor)
         direction = self._threat_can("steepest")(gradient)
         if self._interval is not None and isinstance(size, float) and isinstance(self.threat.eps, float):
-            moved_point = direction.mul_(self.threat.eps * size).add_(z)  # in place: small models feel every copy
+            moved_point = torch.add(z, direction, alpha=self.threat.eps * size, out=direction)  # small models feel copies
             return torch.clamp(moved_point, *self._interval, out=moved_point)
         return self.project(z + per_row(self.threat.scale(self.x_alive) * size, z) * direction)
 
@@ -238,6 +290,10 @@ class Problem:
         if self._interval is not None:
             return torch.clamp(z, *self._interval)
         return self._threat_can("project")(z, self.x_alive, self.box)
+
+    def project_(self, z: Tensor) -> Tensor:
+        """`project` that may use z's own memory for the result."""
+        return torch.clamp(z, *self._interval, out=z) if self._interval is not None else self.project(z)
 
     def decode(self, z: Point) -> Tensor:
         """The input that z stands for."""
@@ -262,6 +318,7 @@ class Problem:
             value = self.objective(seen, self.y_alive, self.state)
             (gradient,) = torch.autograd.grad(value.sum(), point)
         self.passes(1, 1)
+        self._refuse_nan(seen, value)
         if not self._viewed:
             self._remember(self.alive, x.detach(), seen, value.detach(), self.state)
         return gradient, value.detach()
@@ -278,13 +335,15 @@ class Problem:
         return {k: torch.zeros_like(v) if g is None else g for (k, v), g in zip(leaves.items(), found)}
 
     def _see(self, points: Tensor) -> Seen:
-        names = [r for r in getattr(self.objective, "reads", ("logits",)) if r not in {"logits", "input"}]
         features: dict[str, Tensor] = {}
-        with ExitStack() as stack:
-            for name in names:
-                stack.callback(_tap(self.model, name, features).remove)
-            if self.precision is not None:
-                stack.enter_context(torch.autocast(points.device.type, dtype=self.precision))
+        if self._features or self.precision is not None:
+            with ExitStack() as stack:
+                for name in self._features:
+                    stack.callback(_tap(self.model, name, features).remove)
+                if self.precision is not None:
+                    stack.enter_context(torch.autocast(points.device.type, dtype=self.precision))
+                output = self.model(points)
+        else:
             output = self.model(points)
         logits = (
             output.float() if isinstance(output, Tensor) and output.dtype in {torch.float16, torch.bfloat16} else output
@@ -301,11 +360,13 @@ class Problem:
                 )
         return Seen(points, logits, features)
 
-    def _remember(self, rows: Tensor, points: Tensor, seen: Seen, value: Tensor, state: Mapping[str, Tensor]) -> None:
-        if self.keep == "last" and not self.active:
-            return
+    def _refuse_nan(self, seen: Seen, value: Tensor) -> None:
         if not bool(torch.isfinite(value).all()):
-            _check_output(seen.logits, points)
+            _check_output(seen.logits, seen.input)
+
+    def _remember(self, rows: Tensor, points: Tensor, seen: Seen, value: Tensor, state: Mapping[str, Tensor]) -> None:
+        if self._remembers == "nothing" or (self.keep == "last" and not self.active):
+            return
         if self.criterion is None:
             won = torch.zeros(len(points), dtype=torch.bool, device=points.device)
         else:
@@ -318,21 +379,31 @@ class Problem:
         """A point replaces the remembered one when it wins first, rises while nothing won, or (nearest) wins closer."""
         value = value.to(self.best_value.dtype)
         whole = len(rows) == len(self.x)
-        had, best = (self.won, self.best_value) if whole else (self.won[rows], self.best_value[rows])
+        had = self.won if whole else self.won[rows]
         if self.nearest:
-            distance = self._threat.take(rows).distance(self.x[rows], points)
+            if not bool(won.any()):
+                return
+            distance = self._threat.distance(self.x if whole else self.x[rows], points)
             better = won & (distance < self.best_distance[rows])
             self.best_distance[rows] = torch.where(better, distance, self.best_distance[rows])
+        elif self._remembers == "best":
+            better = ~had & (won | (value > (self.best_value if whole else self.best_value[rows])))
         else:
-            better = ~had & (won | (value > best))
+            better = ~had & won
         new = won & ~had
         if bool(new.any()):
+            self._fresh_wins = True
             self.cost_at_win[rows[new]] = (self.forwards + self.backwards)[rows[new]]
             self.won[rows[new]] = True
-        if bool(better.any()):
-            chosen = rows[better]
-            self.best[chosen] = points[better]
-            self.best_value[chosen] = value[better]
+        changes = int(better.sum())
+        if whole and changes == len(rows):
+            self.best.copy_(points)
+            self.best_value.copy_(value)
+        elif changes:
+            index = better.nonzero().flatten()
+            chosen = rows[index]
+            self.best[chosen] = points[index]
+            self.best_value[chosen] = value[index]
 
 
 def _cut(held: Any, index: Tensor) -> Any:

@@ -162,6 +162,10 @@ class Attack:
 def finish(p: Problem, found: Tensor, threat: Threat) -> AttackResult:
     """Put the found points into the set and the box, in the input's dtype, and say how far they are."""
     x = p.x
+    if p.nearest and threat.eps is not None:  # a nearest point beyond eps is no success under that eps, however little
+        beyond = threat.distance(x.double(), found.double()) > threat.radius(x).double() * (1 + 1e-6)
+        found = torch.where(per_row(beyond, x), x, found)
+        p.won = p.won & ~beyond
     z = seal(found, x, threat, p.box) if p.parameterisation is None else found
     distance = threat.distance(x.double(), z.double())
     outside = ~threat.contains(x, z) if p.parameterisation is None else torch.zeros_like(p.won)
