@@ -14,6 +14,14 @@ from withstand.registry import entries, from_json, parse, to_json
 FAST = {
     "pgd": "pgd(linf(0.1), steps=4, restarts=2)",
     "fgsm": "fgsm(linf(0.1))",
+    "boundary": "boundary(queries=150)",
+    "carlini_wagner": "carlini_wagner(steps=20, searches=3, c=1.0, lr=0.1)",
+    "deepfool": "deepfool(steps=5)",
+    "lbfgs": "lbfgs(steps=10, searches=3)",
+    "noise": "noise(linf(0.1), samples=5)",
+    "opt": "opt(queries=200, q=3)",
+    "sign_opt": "sign_opt(queries=200, k=20)",
+    "zoo": "zoo(queries=200, searches=2, coordinates=8)",
 }
 ATTACKS = [e.name for e in entries("attack") if e.module.startswith("withstand.")]
 

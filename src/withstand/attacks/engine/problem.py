@@ -57,6 +57,7 @@ class Problem:
         self.best_value = torch.full((n,), -torch.inf, device=device)
         self.best_distance = torch.full((n,), torch.inf, device=device, dtype=x.dtype)
         self.won = torch.zeros(n, dtype=torch.bool, device=device)
+        self.hit = torch.zeros_like(self.won)  # reached the goal since the last restart
         self.forwards = torch.zeros(n, dtype=torch.int64, device=device)
         self.backwards = torch.zeros(n, dtype=torch.int64, device=device)
         self.cost_at_win = torch.full((n,), -1, dtype=torch.int64, device=device)
@@ -128,6 +129,7 @@ class Problem:
         everyone = torch.arange(len(self.x), device=self.x.device)
         self._select(everyone[~self.won] if self.active and not self.nearest else everyone)
         self._memory.clear()
+        self.hit.zero_()
 
     # Looking ---------------------------------------------------------------------------------------------------------
 
@@ -285,7 +287,7 @@ class Problem:
                 stack.callback(_tap(self.model, name, features).remove)
             if self.precision is not None:
                 stack.enter_context(torch.autocast(points.device.type, dtype=self.precision))
-            output = self.model(points)
+            output = as_tensor(self.model(points), points)
         logits = (
             output.float() if isinstance(output, Tensor) and output.dtype in {torch.float16, torch.bfloat16} else output
         )
@@ -326,6 +328,7 @@ class Problem:
         else:
             better = ~had & (won | (value > best))
         new = won & ~had
+        self.hit[rows] |= won
         if bool(new.any()):
             self.cost_at_win[rows[new]] = (self.forwards + self.backwards)[rows[new]]
             self.won[rows[new]] = True
@@ -339,6 +342,13 @@ def _cut(held: Any, index: Tensor) -> Any:
     if held is None:
         return None
     return {k: v[index] for k, v in held.items()} if isinstance(held, dict) else held[index]
+
+
+def as_tensor(output: Any, like: Tensor) -> Any:
+    """A model's output as a tensor beside `like`, where it is an array."""
+    if isinstance(output, Tensor) or not hasattr(output, "__array__"):
+        return output
+    return torch.as_tensor(output, device=like.device)
 
 
 def _detached(output: Any) -> Any:
