@@ -41,6 +41,17 @@ class HitsTarget:
         return seen.logits.argmax(1) == state["target"]
 
 
+@component("criterion", "confident")
+class Confident:
+    """The objective's goal is reached with a margin of at least its kappa."""
+
+    objective: Annotated[Any, PlainValidator(lambda value: as_objective(value))]
+
+    def __call__(self, seen: Seen, y: Tensor, state: State) -> Tensor:
+        reached = self.objective.criterion(seen, y, state)
+        return reached & (self.objective(seen, y, state) >= self.objective.kappa)
+
+
 # The logits against the label
 # ------------------------------------------------------------------------------------------
 

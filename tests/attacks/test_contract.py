@@ -19,6 +19,14 @@ FAST = {
     "fab": "fab(linf(0.1), steps=5, restarts=2)",
     "fab_t": "fab_t(linf(0.1), steps=5)",
     "square": "square(linf(0.1), queries=70)",
+    "boundary": "boundary(queries=150)",
+    "carlini_wagner": "carlini_wagner(steps=20, searches=3, c=1.0, lr=0.1)",
+    "deepfool": "deepfool(steps=5)",
+    "lbfgs": "lbfgs(steps=10, searches=3)",
+    "noise": "noise(linf(0.1), samples=5)",
+    "opt": "opt(queries=200, q=3)",
+    "sign_opt": "sign_opt(queries=200, k=20)",
+    "zoo": "zoo(queries=200, searches=2, coordinates=8)",
 }
 ATTACKS = [e.name for e in entries("attack") if e.module.startswith("withstand.")]
 

@@ -8,11 +8,35 @@ from typing import TYPE_CHECKING, Any
 from withstand.registry import entries
 
 if TYPE_CHECKING:
+    from withstand.attacks.boundary import Boundary
+    from withstand.attacks.carlini_wagner import CarliniWagner
+    from withstand.attacks.deepfool import DeepFool
     from withstand.attacks.engine import Attack, AttackResult, Problem
     from withstand.attacks.fgsm import FGSM
+    from withstand.attacks.jsma import JSMA
+    from withstand.attacks.lbfgs import LBFGS
+    from withstand.attacks.noise import Noise
+    from withstand.attacks.opt import OPT
     from withstand.attacks.pgd import PGD
+    from withstand.attacks.sign_opt import SignOPT
+    from withstand.attacks.zoo import ZOO
 
-__all__ = ["Attack", "AttackResult", "FGSM", "PGD", "Problem"]
+__all__ = [
+    "Attack",
+    "AttackResult",
+    "Boundary",
+    "CarliniWagner",
+    "DeepFool",
+    "FGSM",
+    "JSMA",
+    "LBFGS",
+    "Noise",
+    "OPT",
+    "PGD",
+    "Problem",
+    "SignOPT",
+    "ZOO",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -59,6 +59,7 @@ class Problem:
         self.won = torch.zeros(n, dtype=torch.bool, device=device)
         self._passes = torch.zeros(2, n, dtype=torch.int64, device=device)
         self._uncounted = [0, 0]
+        self.hit = torch.zeros_like(self.won)  # reached the goal since the last restart
         self.cost_at_win = torch.full((n,), -1, dtype=torch.int64, device=device)
         self.steps = 0
         self.notes: dict[str, Any] = {}
@@ -144,6 +145,7 @@ class Problem:
         self._select(everyone[~self.won] if self.active and not self.nearest else everyone)
         self._fresh_wins = False
         self._memory.clear()
+        self.hit.zero_()
 
     # Looking ---------------------------------------------------------------------------------------------------------
 
@@ -342,9 +344,9 @@ class Problem:
                     stack.callback(_tap(self.model, name, features).remove)
                 if self.precision is not None:
                     stack.enter_context(torch.autocast(points.device.type, dtype=self.precision))
-                output = self.model(points)
+                output = as_tensor(self.model(points), points)
         else:
-            output = self.model(points)
+            output = as_tensor(self.model(points), points)
         logits = (
             output.float() if isinstance(output, Tensor) and output.dtype in {torch.float16, torch.bfloat16} else output
         )
@@ -391,6 +393,7 @@ class Problem:
         else:
             better = ~had & won
         new = won & ~had
+        self.hit[rows] |= won
         if bool(new.any()):
             self._fresh_wins = True
             self.cost_at_win[rows[new]] = (self.forwards + self.backwards)[rows[new]]
@@ -410,6 +413,13 @@ def _cut(held: Any, index: Tensor) -> Any:
     if held is None:
         return None
     return {k: v[index] for k, v in held.items()} if isinstance(held, dict) else held[index]
+
+
+def as_tensor(output: Any, like: Tensor) -> Any:
+    """A model's output as a tensor beside `like`, where it is an array."""
+    if isinstance(output, Tensor) or not hasattr(output, "__array__"):
+        return output
+    return torch.as_tensor(output, device=like.device)
 
 
 def _detached(output: Any) -> Any:

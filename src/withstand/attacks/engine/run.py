@@ -9,10 +9,12 @@ import torch
 from pydantic import PlainValidator
 from torch import Tensor, nn
 
+from withstand.attacks.engine.decisions import Decisions
 from withstand.attacks.engine.problem import Problem
 from withstand.errors import bad
 from withstand.models.state import frozen
 from withstand.random import Rows, derive
+from withstand.registry import coerce, replace
 from withstand.threats import Threat, per_row
 
 
@@ -107,6 +109,8 @@ class Attack:
                 "The last iterate of an example that left the batch is the one that reached its goal.",
             )
         call, module = _callable(model, self.access)
+        if self.access == "decision":
+            call = Decisions(call, y, getattr(getattr(self, "objective", None), "target", None))
         ids = torch.arange(len(x)) if ids is None else ids
         rows = Rows(derive(seed, getattr(self, "component_name", type(self).__name__)), ids.to(x.device))
         parts = []
@@ -139,6 +143,9 @@ class Attack:
         index = torch.arange(piece.start, piece.start + len(x), device=x.device)
         threat = self.threat.take(index) if isinstance(getattr(self.threat, "eps", None), Tensor) else self.threat
         nearest = self.nearest or threat.eps is None
+        objective: Any = getattr(self, "objective", None)
+        aimed = isinstance(getattr(objective, "target", None), Tensor)
+        own = {"objective": replace(objective, target=objective.target[piece])} if aimed else {}
         p = self.problem(
             model=call,
             x=x,
@@ -150,6 +157,7 @@ class Attack:
             active=self.active,
             nearest=nearest,
             precision=precision,
+            **own,
         )
         last = self.search(p)
         if self.keep == "last":
@@ -273,8 +281,6 @@ def _join(parts: list[AttackResult]) -> AttackResult:
 
 
 def _attack(value: Any) -> Any:
-    from withstand.registry import coerce
-
     value = coerce("attack")(value)
     if not isinstance(value, Attack):
         raise bad("attack", repr(value), "an attack or its text, e.g. 'pgd:steps=10,eps=8/255'")
