@@ -1,6 +1,10 @@
-"""Numbers with intervals: proportions, paired differences."""
+"""Numbers with intervals: proportions, paired differences, quantiles, calibration, and how well a score separates.
+
+Intervals have level 0.95 unless told otherwise, and each function names its method.
+"""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 from scipy import stats
@@ -54,3 +58,114 @@ def bootstrap(
     found = [statistic(values[generator.integers(0, len(values), len(values))]) for _ in range(draws)]
     low, high = np.quantile(found, [0.5 - level / 2, 0.5 + level / 2])
     return float(low), float(high)
+
+
+def cluster_bootstrap(
+    values: np.ndarray,
+    statistic: Callable[[np.ndarray], np.ndarray],
+    draws: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """The percentile bootstrap interval of a function of column means, where rows are drawn whole.
+
+    values: [N, M], one row for each cluster (an image with all its corrupted versions). statistic: takes means [D, M] of
+    D draws and returns [D].
+
+    Reference: Davison, Hinkley, "Bootstrap Methods and their Application", 1997, section 3.8.
+    """
+    n = len(values)
+    if values.ndim != 2 or not n:
+        raise bad("values", f"shape {values.shape}", "[N, M] with N >= 1")
+    generator = np.random.default_rng(seed)
+    step = max(1, (1 << 22) // n)
+    found = []
+    for start in range(0, draws, step):
+        counts = generator.multinomial(n, np.full(n, 1 / n), size=min(step, draws - start))
+        found.append(statistic(counts @ values / n))
+    low, high = np.quantile(np.concatenate(found), [0.5 - level / 2, 0.5 + level / 2])
+    return float(low), float(high)
+
+
+def quantile_interval(values: np.ndarray, q: float = 0.5, level: float = 0.95) -> tuple[float, float, float]:
+    """A quantile with its distribution-free interval between two order statistics: (quantile, low, high).
+
+    The quantile is the smallest x_(k) with k >= q n. The number of values at or below the true one is Binomial(n, q), so
+    [x_(l), x_(u)] with l = F^-1(a/2), u = F^-1(1 - a/2) + 1 covers it with probability 1 - a or more. Where such a
+    statistic does not exist the bound is infinite. Values may be infinite (a search that found nothing).
+
+    Reference: Conover, "Practical Nonparametric Statistics", 1999, section 3.2.
+    """
+    n = len(values)
+    if not n or not 0 < q < 1 or np.isnan(values).any():
+        raise bad("values", f"{n} values, q = {q}", "at least one value, none NaN, and 0 < q < 1")
+    ordered = np.concatenate([[-np.inf], np.sort(values), [np.inf]])
+    low = int(stats.binom.ppf(0.5 - level / 2, n, q))
+    high = int(stats.binom.ppf(0.5 + level / 2, n, q)) + 1
+    return float(ordered[math.ceil(q * n - 1e-9)]), float(ordered[low]), float(ordered[high])
+
+
+# Calibration ---------------------------------------------------------------------------------------------------------
+
+
+def confidence_bins(confidence: np.ndarray, bins: int) -> np.ndarray:
+    """The bin of every confidence, 0..bins - 1; bins are ((b) / bins, (b + 1) / bins], zero counts to the first."""
+    return np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+
+
+def calibration_error(confidence: np.ndarray, right: np.ndarray, bins: int = 15) -> float:
+    """The expected calibration error, sum over bins of n_b / n * |accuracy_b - confidence_b|, bins of equal width.
+
+    confidence: [N] in [0, 1]; right: bool or 0/1 [N].
+
+    Reference: Guo et al., "On Calibration of Modern Neural Networks", 2017, arXiv 1706.04599.
+    """
+    gap = np.bincount(confidence_bins(confidence, bins), weights=right - confidence, minlength=bins)
+    return float(np.abs(gap).sum() / len(confidence))
+
+
+# Separation ----------------------------------------------------------------------------------------------------------
+
+
+def auroc(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray | None = None) -> float:
+    """The chance that a positive scores above a negative; ties count half. scores [N], positive bool [N]."""
+    found, false = _counts(scores, positive, weights)
+    return float(np.trapezoid(np.r_[0, found], np.r_[0, false]) / (found[-1] * false[-1]))
+
+
+def aupr(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray | None = None) -> float:
+    """The area under precision against recall as average precision: sum of (R_i - R_{i-1}) P_i over thresholds."""
+    found, false = _counts(scores, positive, weights)
+    precision = found / np.maximum(found + false, 1e-300)
+    return float((np.diff(found, prepend=0) * precision).sum() / found[-1])
+
+
+def fpr_at_tpr(
+    scores: np.ndarray, positive: np.ndarray, tpr: float = 0.95, weights: np.ndarray | None = None
+) -> float:
+    """The share of negatives that score at or above the highest threshold which at least `tpr` of positives reach."""
+    if not 0 < tpr <= 1:
+        raise bad("tpr", tpr, "a share in (0, 1]")
+    found, false = _counts(scores, positive, weights)
+    return float(false[np.argmax(found >= tpr * found[-1] * (1 - 1e-12))] / false[-1])
+
+
+def roc(scores: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(false, true) positive rates at every threshold, from (0, 0) to (1, 1)."""
+    found, false = _counts(scores, positive, None)
+    return np.r_[0, false / false[-1]], np.r_[0, found / found[-1]]
+
+
+def _counts(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """The weight of positives and of negatives at or above each distinct score, from the highest score down."""
+    positive = positive.astype(bool)
+    if scores.shape != positive.shape or np.isnan(scores).any():
+        raise bad("scores", f"shape {scores.shape}", f"the shape of positive, {positive.shape}, without NaN")
+    weights = np.ones(len(scores)) if weights is None else weights.astype(float)
+    order = np.argsort(-scores, kind="stable")
+    last = np.r_[np.flatnonzero(np.diff(scores[order])), len(scores) - 1] if len(scores) else np.zeros(0, int)
+    found = np.cumsum((weights * positive)[order])[last]
+    false = np.cumsum((weights * ~positive)[order])[last]
+    if not len(last) or not found[-1] or not false[-1]:
+        raise bad("positive", "one kind of example only", "at least one positive and one negative")
+    return found, false

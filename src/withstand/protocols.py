@@ -231,16 +231,17 @@ class Detector(Protocol):
     """Scores per example, higher = more suspicious, always.
 
     taps: names of what it reads ("logits", "features", names of submodules): several detectors of one model share one
-    pass for the union of their taps. fit sees the features of trusted data; score is a pure function afterwards.
+    pass for the union of their taps. fit sees the features of trusted data and returns tensors, which are kept; score is a
+    pure function of features and those tensors.
     needs_input: it gets the model and the input as well (ODIN), and adds passes of its own.
     Must carry: forged media (SPSL), frames of a video (S-MIL), risky hosts (tabular), tokens of a stream (Kelp).
     """
 
     taps: tuple[str, ...]
 
-    def fit(self, features: Mapping[str, Tensor], y: Tensor | None) -> "Detector": ...
+    def fit(self, features: Mapping[str, Tensor], y: Tensor | None = None) -> dict[str, Tensor]: ...
 
-    def score(self, features: Mapping[str, Tensor]) -> Tensor: ...
+    def score(self, features: Mapping[str, Tensor], fitted: Mapping[str, Tensor]) -> Tensor: ...
 
 
 @dataclass
@@ -359,7 +360,7 @@ class Context:
 
     seed: of the run. device: where models run. block: examples per pass, None = choose. folder: in `rows`, a directory
     of this shard's own for side products (a few adversarial images); in `reduce`, the one that holds those of all shards.
-    root: the run folder; paths in figures are relative to it. progress: call with the number of examples done.
+    root: the run folder; paths in figures are relative to it. classes: names in label order, if known. progress: call with the number of examples done.
     cost: passes spent so far; add to it with `spend`.
     """
 
@@ -368,6 +369,7 @@ class Context:
     block: int | None = None
     folder: Any = None
     root: Any = None
+    classes: tuple[str, ...] = ()
     progress: Callable[[int], None] = lambda done: None
     cost: dict[str, float] = field(default_factory=dict)
 

@@ -1,8 +1,34 @@
 """The audit: checks, presets, the run folder, the scorecard."""
 
-from withstand.audit.check import Check, Table
-from withstand.audit.run import audit
-from withstand.audit.scorecard import CheckResult, Comparison, Scorecard
-from withstand.audit.store import Store
+import importlib
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["Check", "CheckResult", "Comparison", "Scorecard", "Store", "Table", "audit"]
+_HOMES = {
+    "Check": "withstand.audit.check",
+    "Table": "withstand.audit.check",
+    "audit": "withstand.audit.run",
+    "CheckResult": "withstand.audit.scorecard",
+    "Comparison": "withstand.audit.scorecard",
+    "Scorecard": "withstand.audit.scorecard",
+    "Store": "withstand.audit.store",
+}
+
+__all__ = [*_HOMES]
+
+if TYPE_CHECKING:
+    from withstand.audit.check import Check as Check
+    from withstand.audit.check import Table as Table
+    from withstand.audit.run import audit as audit
+    from withstand.audit.scorecard import CheckResult as CheckResult
+    from withstand.audit.scorecard import Comparison as Comparison
+    from withstand.audit.scorecard import Scorecard as Scorecard
+    from withstand.audit.store import Store as Store
+
+
+def __getattr__(name: str) -> Any:
+    """Loaded on first use, so that a check can be used without the engine that runs it."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'withstand.audit' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -22,15 +22,23 @@ class Check:
 
     examples: int | None = None
 
-    task = "classification"
-    access: frozenset[str] = frozenset()
-    needs: tuple[Need, ...] = ()
-    after: tuple[str, ...] = ()
-    title = ""
+    task: ClassVar[str] = "classification"
+    access: ClassVar[Any] = frozenset()
+    """What the target must allow: a frozenset of words, or a property that returns one."""
+    needs: ClassVar[tuple[Need, ...]] = ()
+    after: ClassVar[tuple[str, ...]] = ()
+    """Kinds of checks (their component names) whose rows `reduce` reads."""
+    own_rows: ClassVar[bool] = True
+    """False for a check that only reads the rows of others: it has no shards."""
+    title: ClassVar[str] = ""
 
     def passes(self, target: Target) -> float:
         """Roughly how many forward-and-gradient passes one example costs at most; for the estimate before the start."""
         return 1.0
+
+    def examples_of(self, data: Dataset, given: Mapping[str, Any]) -> Dataset:
+        """The examples that the shards are cut from: the audited data, unless the check tests others as well."""
+        return data
 
     def prepare(self, target: Target, data: Dataset, given: Mapping[str, Any], ctx: Context) -> dict[str, Any] | None:
         """Fit what the rows need, once for each model: a dict of tensors, kept in the run folder; or None."""

@@ -65,8 +65,15 @@ class Plan:
 
     def shards(self, check: Check) -> list[range]:
         """The positions of the examples of each shard of a check."""
-        n = min(len(self.data), check.examples or len(self.data))
+        if not check.own_rows:
+            return []
+        n = len(self.examples(check))
+        n = min(n, check.examples or n)
         return [range(i, min(i + self.shard, n)) for i in range(0, n, self.shard)]
+
+    def examples(self, check: Check) -> Dataset:
+        """What the shards of a check are cut from."""
+        return check.examples_of(self.data, self.given)
 
     def obstacle(self, model: Target, check: Check) -> tuple[str, str] | None:
         """Why a check cannot run on a model: (status, reason), or None."""
@@ -173,7 +180,7 @@ def work(plan: Plan, store: Store, unit: Unit, report: Report) -> None:
         )
         report("start", unit, 0, len(positions))
         artefact = prepared(plan, store, unit, ctx)
-        batch = plan.data.batch(positions).to(plan.device)
+        batch = plan.examples(check).batch(positions).to(plan.device)
         rows = list(check.rows(target, batch, plan.given, artefact, ctx))
     cost = {**ctx.cost, "seconds": time.perf_counter() - started, "examples": len(positions)}
     store.write(unit.model, unit.check, unit.shard, rows, plan.seed, cost)
@@ -253,11 +260,13 @@ def collect(plan: Plan, store: Store) -> Scorecard:
             tables[name], cost = store.read(model, name)
             if not all(store.done(model, name, s) for s in range(len(plan.shards(check)))):
                 card.complete = False
-            if not len(tables[name]):
-                result.status, result.reason = "skipped", "no rows yet"
+            others = {n: t for n, t in tables.items() if kind(plan.checks[n]) in check.after and len(t)}
+            if not len(tables[name]) and (check.own_rows or not others):
+                waits = "no rows yet" if check.own_rows else f"needs the rows of {' or '.join(check.after)}"
+                result.status, result.reason = "skipped", waits
                 continue
-            ctx = Context(plan.seed, plan.device, plan.block, store.side(model, name), store.folder)
-            others = {other: tables[other] for other in check.after if other in tables}
+            side = store.side(model, name)
+            ctx = Context(plan.seed, plan.device, plan.block, side, store.folder, classes=plan.data.classes)
             try:
                 findings = check.reduce(tables[name], others, ctx)
             except WithstandError as error:
@@ -324,8 +333,8 @@ def _ordered(checks: Mapping[str, Check]) -> list[str]:
     def visit(name: str, above: tuple[str, ...] = ()) -> None:
         if name in above:
             raise bad("checks", " -> ".join([*above, name]), "checks that do not wait for each other in a circle")
-        for other in checks[name].after:
-            if other in checks:
+        for other in checks:
+            if kind(checks[other]) in checks[name].after:
                 visit(other, (*above, name))
         if name not in order:
             order.append(name)
@@ -333,6 +342,11 @@ def _ordered(checks: Mapping[str, Check]) -> list[str]:
     for name in checks:
         visit(name)
     return order
+
+
+def kind(check: Check) -> str:
+    """The name a check is registered under; a plan may hold several of one kind under other names."""
+    return getattr(type(check), "component_name", type(check).__name__)
 
 
 def _models(models: Any, device: str) -> dict[str, Target]:

@@ -106,17 +106,8 @@ class Store:
 
     def write(self, model: str, check: str, shard: int, rows: Iterable[Row], seed: int, cost: dict[str, float]) -> None:
         """Keep the rows of one piece of work, and what it cost (in the file's metadata)."""
-        listed = list(rows)
-        columns: dict[str, Any] = {
-            "run": [self.name] * len(listed),
-            "model": [model] * len(listed),
-            "check": [check] * len(listed),
-            "seed": [seed] * len(listed),
-            "condition": [json.dumps(r.condition, sort_keys=True) for r in listed],
-        }
-        for name in SCHEMA.names:
-            columns.setdefault(name, [getattr(r, name, None) for r in listed])
-        table = pa.table(columns, schema=SCHEMA.with_metadata({"cost": json.dumps(cost)}))
+        table = as_table(rows, run=self.name, model=model, check=check, seed=seed)
+        table = table.replace_schema_metadata({"cost": json.dumps(cost)})
         buffer = io.BytesIO()
         pq.write_table(table, buffer, compression="zstd")
         write_atomic(self.path(model, check, shard), buffer.getvalue())
@@ -124,6 +115,21 @@ class Store:
     def read(self, model: str, check: str) -> tuple[Table, dict[str, float]]:
         """All rows of a check of a model in the order of the shards, and their summed cost."""
         return read_rows(self.path(model, check, 0).parent)
+
+
+def as_table(rows: Iterable[Row], *, run: str = "", model: str = "", check: str = "", seed: int = 0) -> pa.Table:
+    """Rows as the columns that are kept."""
+    listed = list(rows)
+    columns: dict[str, Any] = {
+        "run": [run] * len(listed),
+        "model": [model] * len(listed),
+        "check": [check] * len(listed),
+        "seed": [seed] * len(listed),
+        "condition": [json.dumps(r.condition, sort_keys=True) for r in listed],
+    }
+    for name in SCHEMA.names:
+        columns.setdefault(name, [getattr(r, name, None) for r in listed])
+    return pa.table(columns, schema=SCHEMA)
 
 
 def read_rows(folder: Path) -> tuple[Table, dict[str, float]]:

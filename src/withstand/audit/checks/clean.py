@@ -4,12 +4,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
-import torch
+import torch.nn.functional as F
 
 from withstand.audit.check import Check, Table
+from withstand.audit.measure import labelled, predict
 from withstand.errors import bad
-from withstand.metrics import bootstrap
-from withstand.models.state import frozen
+from withstand.metrics import bootstrap, calibration_error, confidence_bins, wilson
 from withstand.protocols import Batch, Context, Figure, Findings, Metric, Row, Target
 from withstand.registry import component
 
@@ -19,6 +19,7 @@ class Clean(Check):
     """Clean accuracy, expected calibration error, negative log-likelihood and Brier score.
 
     bins: equal-width confidence bins of the calibration error, sum over bins of n_b / n * |accuracy_b - confidence_b|.
+    Of a target that only decides, the accuracy alone.
 
     References: Guo et al., "On Calibration of Modern Neural Networks", 2017, arXiv 1706.04599; Brier, "Verification of
     forecasts expressed in terms of probability", 1950.
@@ -27,7 +28,7 @@ class Clean(Check):
     bins: int = 15
 
     title = "Ordinary inputs"
-    access = frozenset({"scores"})
+    access = frozenset({"decision"})
 
     def __post_init__(self) -> None:
         if self.bins < 1:
@@ -36,71 +37,63 @@ class Clean(Check):
     def rows(
         self, target: Target, shard: Batch, given: Mapping[str, Any], artefact: Any, ctx: Context
     ) -> Iterable[Row]:
-        assert shard.y is not None
-        assert shard.ids is not None
-        probabilities = predict(target, shard.x, ctx).double().softmax(1)
-        confidence, prediction = probabilities.max(1)
-        right = prediction == shard.y
-        nll = -probabilities.gather(1, shard.y[:, None]).squeeze(1).clamp_min(1e-300).log()
-        truth = torch.nn.functional.one_hot(shard.y, probabilities.shape[1])
-        brier = (probabilities - truth).square().sum(1)
-        columns = [c.tolist() for c in (shard.ids, shard.y, prediction, right, confidence, nll, brier)]
-        for id_, label, guess, hit, sure, loss, score in zip(*columns):
-            for measure, value in (("confidence", sure), ("nll", loss), ("brier", score)):
-                outcome = bool(hit) if measure == "confidence" else None
-                yield Row("image", id_, {"measure": measure}, outcome, value, label, guess, cost=1)
+        """{"measure": "confidence"}: outcome = right, value = the largest probability; "nll" and "brier": the value."""
+        x, y, ids = labelled(shard)
+        p = predict(target, x, ctx).double().softmax(1)
+        sure, guess = p.max(1)
+        nll = -p.gather(1, y[:, None]).squeeze(1).clamp_min(1e-300).log()
+        brier = (p - F.one_hot(y, p.shape[1])).square().sum(1)
+        scored = "scores" in target.access
+        columns = [c.tolist() for c in (ids, y, guess, sure, nll, brier)]
+        for id_, label, prediction, confidence, surprise, score in zip(*columns):
+            about = {"label": label, "prediction": prediction}
+            value = confidence if scored else None
+            yield Row("image", id_, {"measure": "confidence"}, label == prediction, value, cost=1, **about)
+            if scored:
+                yield Row("image", id_, {"measure": "nll"}, None, surprise, **about)
+                yield Row("image", id_, {"measure": "brier"}, None, score, **about)
 
     def reduce(self, rows: Table, others: Mapping[str, Table], ctx: Context) -> Findings:
         sure = rows.where(measure="confidence")
-        accuracy = rows.share("clean_accuracy", measure="confidence")
-        accuracy.condition = {}
+        found = Findings([sure.share("clean_accuracy")])
+        if not len(rows.where(measure="nll")):
+            return found
         confidence, right = sure.value, sure.outcome
-        found = Findings([accuracy])
-        pairs = np.stack([confidence, right], 1)
-        for name, values, statistic in (
-            ("ece", pairs, lambda v: calibration_error(v[:, 0], v[:, 1], self.bins)),
-            ("nll", rows.where(measure="nll").value, np.mean),
-            ("brier", rows.where(measure="brier").value, np.mean),
+        for name, values, statistic, condition in (
+            ("ece", np.stack([confidence, right], 1), self._ece, {"bins": self.bins}),
+            ("nll", rows.where(measure="nll").value, np.mean, {}),
+            ("brier", rows.where(measure="brier").value, np.mean, {}),
         ):
             low, high = bootstrap(values, statistic, draws=500)
             unit = "share" if name == "ece" else "number"
-            found.metrics.append(
-                Metric(name, float(statistic(values)), low, high, "bootstrap", len(values), unit, "lower")
-            )
-        edges = np.linspace(0, 1, self.bins + 1)
-        bin_ = np.clip(np.ceil(confidence * self.bins).astype(int) - 1, 0, self.bins - 1)
-        filled = [b for b in range(self.bins) if (bin_ == b).any()]
-        found.figures.append(
-            Figure(
-                "curve",
-                "Reliability",
-                {
-                    "x_label": "confidence",
-                    "y_label": "accuracy",
-                    "x": [float((edges[b] + edges[b + 1]) / 2) for b in filled],
-                    "series": [{"name": "accuracy", "y": [float(right[bin_ == b].mean()) for b in filled]}],
-                },
-                f"A calibrated model lies on the diagonal. {self.bins} bins of equal width; empty bins are left out.",
-            )
-        )
+            value = float(statistic(values))
+            found.metrics.append(Metric(name, value, low, high, "bootstrap", len(values), unit, "lower", condition))
+        found.figures.append(self._reliability(confidence, right))
         return found
 
+    def _ece(self, pairs: np.ndarray) -> float:
+        return calibration_error(pairs[:, 0], pairs[:, 1], self.bins)
 
-def calibration_error(confidence: np.ndarray, right: np.ndarray, bins: int) -> float:
-    """The expected calibration error over equal-width bins (a, b]."""
-    index = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
-    gap = np.bincount(index, weights=right - confidence, minlength=bins)
-    return float(np.abs(gap).sum() / len(confidence))
-
-
-def predict(target: Target, x: torch.Tensor, ctx: Context) -> torch.Tensor:
-    """Logits [N, K] of a batch, in blocks, in eval mode without gradients; counts its passes."""
-    block = ctx.block or 256
-    with torch.no_grad():
-        if target.module is None:
-            parts = [target(x[i : i + block]) for i in range(0, len(x), block)]
-        else:
-            with frozen(target.module):
-                parts = [target(x[i : i + block]) for i in range(0, len(x), block)]
-    ctx.spend(forwards=len(x))
-    return torch.cat(parts)
+    def _reliability(self, confidence: np.ndarray, right: np.ndarray) -> Figure:
+        index = confidence_bins(confidence, self.bins)
+        filled = [b for b in range(self.bins) if (index == b).any()]
+        held = [right[index == b] for b in filled]
+        bounds = [wilson(int(h.sum()), len(h)) for h in held]
+        data = {
+            "x_label": "confidence",
+            "y_label": "accuracy",
+            "x": [float(confidence[index == b].mean()) for b in filled],
+            "series": [
+                {
+                    "name": "accuracy",
+                    "y": [float(h.mean()) for h in held],
+                    "low": [low for low, _ in bounds],
+                    "high": [high for _, high in bounds],
+                }
+            ],
+        }
+        caption = (
+            f"Mean confidence and accuracy in {self.bins} bins of equal width, with 95 % intervals (Wilson); empty bins "
+            "are left out. A calibrated model lies on the diagonal."
+        )
+        return Figure("curve", "Reliability", data, caption)
