@@ -1,0 +1,207 @@
+"""Indicators about the attacks: more effort must never find less."""
+
+from withstand.audit.trust import Evidence, Finding, Indicator, level, worst
+from withstand.audit.trust.evidence import ENOUGH
+from withstand.audit.trust.gradients import SHARES
+from withstand.audit.trust.probes import LADDER
+from withstand.registry import component
+
+RISE = 1e-6
+MISSED = " An example is affected when the weaker attack breaks it and the stronger one does not."
+
+
+@component("indicator", "loss_does_not_rise_with_steps")
+class LossDoesNotRise(Indicator):
+    """The loss never rises above its start while the attack takes its steps."""
+
+    meaning = "Following the gradient of a loss must make it grow; where it does not, the attack is not searching."
+    measured = (
+        "PGD on the cross-entropy from the clean point. Seen: examples whose loss (from the logits in float64) at no step exceeds "
+        "that at the start by more than a millionth of it."
+    )
+    threshold = SHARES
+    advice = (
+        "Check the gradient first (see the other indicators); then smaller steps, another objective, random starts."
+    )
+
+    def __call__(self, seen: Evidence) -> Finding | None:
+        steps = sorted(c["step"] for c in seen.rows.where(probe="steps").conditions())
+        start = seen.values(probe="steps", step=0)
+        if len(start) < ENOUGH:
+            return None
+        highest = {i: -1.0 for i in start}
+        for step in steps[1:]:
+            for i, value in seen.values(probe="steps", step=step).items():
+                highest[i] = max(highest[i], value)
+        flat = [i for i, value in start.items() if not highest[i] > value * (1 + RISE)]
+        said = f"The loss never rises at {len(flat)} of {len(start)} examples in {steps[-1]} steps."
+        return Finding(
+            level(len(flat), len(start)), said, {"examples": len(start), "flat": len(flat), "steps": steps[-1]}
+        )
+
+
+@component("indicator", "success_does_not_rise_with_eps")
+class SuccessDoesNotRise(Indicator):
+    """A larger radius does not help the attack."""
+
+    meaning = "A larger set holds the smaller one, so an attack that finds less there is failing."
+    measured = (
+        "The same attack at 1/4, 1/2, 1, 2 and 4 times the radius (PGD; a random search on black boxes). An example is affected when "
+        "it falls at one radius and stands at the next; the worst step of the ladder counts."
+    )
+    threshold = SHARES
+    advice = "Draw the curve finer, give larger radii more steps, and count an example as broken once any smaller radius breaks it."
+
+    def __call__(self, seen: Evidence) -> Finding | None:
+        name = "pgd" if seen.tested(probe="attack", attack="pgd") else "random_search"
+        tested = [seen.tested(probe="attack", attack=name, times=t) for t in LADDER]
+        broken = [seen.broken(probe="attack", attack=name, times=t) for t in LADDER]
+        n = len(tested[0])
+        if n < ENOUGH or any(len(t) != n for t in tested):
+            return None
+        k = max(len(small - large) for small, large in zip(broken, broken[1:]))
+        said = f"At most {k} of {n} examples fall at one radius and stand at the next larger one."
+        return Finding(
+            level(k, n), said, {"examples": n, "lost": k, **{f"broken_x{t:g}": len(b) for t, b in zip(LADDER, broken)}}
+        )
+
+
+@component("indicator", "unbounded_attack_fails")
+class UnboundedAttackFails(Indicator):
+    """An attack that may change everything does not break every example."""
+
+    meaning = "Without a bound the input may become one of another class; whatever stands then, stands because the attack fails."
+    measured = (
+        "PGD on the cross-entropy and on the margin with a radius as large as the whole input range, twice the steps. Seen: examples "
+        "that stand under it and at every smaller radius. Not measured under a mask, or without a range."
+    )
+    threshold = SHARES
+    advice = (
+        "Do not report robust accuracies before this reaches 0 %: fix the gradient or take an attack that needs none."
+    )
+
+    def __call__(self, seen: Evidence) -> Finding | None:
+        tested = seen.tested(probe="attack", attack="pgd", times="unbounded")
+        if len(tested) < ENOUGH:
+            return None
+        broken = seen.broken(probe="attack", attack="pgd") | seen.broken(probe="attack", attack="pgd_margin")
+        k, n = len(tested - broken), len(tested)
+        return Finding(level(k, n), f"{k} of {n} examples stand without any bound.", {"examples": n, "standing": k})
+
+
+class _Weaker(Indicator):
+    """A weaker attack breaks what the white-box attack leaves standing."""
+
+    weaker = ""
+    said = ""
+
+    def __call__(self, seen: Evidence) -> Finding | None:
+        tested, broken = seen.white_box
+        tested = tested & seen.tested(probe="attack", attack=self.weaker, times=1.0)
+        if len(tested) < ENOUGH:
+            return None
+        weak = seen.broken(probe="attack", attack=self.weaker, times=1.0)
+        k, n = len((weak - broken) & tested), len(tested)
+        said = f"{self.said} breaks {len(weak)} of {n} examples, the white-box attack {len(broken & tested)}; it missed {k} of those."
+        return Finding(
+            level(k, n), said, {"examples": n, "missed": k, "weaker": len(weak), "white_box": len(broken & tested)}
+        )
+
+
+@component("indicator", "single_step_beats_iterative")
+class SingleStepBeatsIterative(_Weaker):
+    """One gradient step breaks what many steps leave standing."""
+
+    meaning = "Many steps can do all that one can: the iterations get stuck, as after training on single steps."
+    measured = "FGSM against the white-box probes (PGD on cross-entropy and on margin) at the same radius." + MISSED
+    threshold = SHARES
+    advice = (
+        "More, smaller steps, random restarts, step sizes that adapt (apgd); count the worst of all for each example."
+    )
+    weaker, said = "fgsm", "A single step"
+
+
+@component("indicator", "noise_beats_attack")
+class NoiseBeatsAttack(_Weaker):
+    """Random noise breaks what the attack leaves standing, or as much as the attack does."""
+
+    meaning = "Twenty blind guesses should be far weaker than a search; here the search is no search."
+    measured = "Twenty random points of the set, half of them at its corners, against the white-box probes." + MISSED
+    threshold = SHARES + " The same when noise breaks as many examples as the attack does, unless those are all."
+    advice = "Check the gradient; average it over draws (eot) where the model is random or jagged."
+    weaker, said = "noise", "Random noise"
+
+    def __call__(self, seen: Evidence) -> Finding | None:
+        found = super().__call__(seen)
+        if found is not None:
+            e = found.evidence
+            if e["weaker"] >= e["white_box"] and e["white_box"] < e["examples"]:
+                found.level = worst(found.level, level(e["weaker"], e["examples"]))
+        return found
+
+
+@component("indicator", "black_box_beats_white_box")
+class BlackBoxBeatsWhiteBox(_Weaker):
+    """An attack that only sees scores breaks what the white-box attack leaves standing."""
+
+    meaning = "Knowing more cannot hurt: the gradients are masked."
+    measured = (
+        "A random search (patches of signs, kept where the margin rises) against the white-box probes at the same radius; and the "
+        "check `blackbox` against the check `robust` wherever both ran with one threat." + MISSED
+    )
+    threshold = SHARES
+    advice = "Believe the black-box figure, and look for what masks the gradient; attack with square and more queries."
+    weaker, said = "random_search", "A black-box search"
+    after = ("robust", "blackbox")
+
+    def __call__(self, seen: Evidence) -> Finding | None:
+        return _more_serious(super().__call__(seen), _between(seen, "blackbox", "A black-box attack"))
+
+
+@component("indicator", "transfer_beats_white_box")
+class TransferBeatsWhiteBox(Indicator):
+    """Examples made on another model break what the white-box attack leaves standing."""
+
+    meaning = "The model is not robust there, its gradients only fail to say so."
+    measured = (
+        "The check `transfer` against the check `robust` and the white-box probes, wherever they ran with one threat."
+        + MISSED
+    )
+    threshold = SHARES
+    advice = "Count transferred points in the robust accuracy, and start the white-box attack from them."
+    after = ("robust", "transfer")
+
+    def __call__(self, seen: Evidence) -> Finding | None:
+        return _between(seen, "transfer", "Transfer from another model")
+
+
+def _between(seen: Evidence, check: str, said: str) -> Finding | None:
+    """The check's rows against those of the white box, threat by threat; the most serious one counts."""
+    strong = seen.check("robust")
+    if seen.threat not in strong and seen.white_box[0]:
+        strong[seen.threat] = seen.white_box
+    found: Finding | None = None
+    for threat, (tested, broken) in seen.check(check).items():
+        if threat not in strong:
+            continue
+        both = tested & strong[threat][0]
+        if len(both) < ENOUGH:
+            continue
+        white = strong[threat][1] | (seen.white_box[1] if threat == seen.threat else set())
+        k, n = len((broken - white) & both), len(both)
+        text = f"{said} under {threat} breaks {len(broken & both)} of {n} examples, the white-box attack {len(white & both)}; it missed {k} of those."
+        evidence = {
+            "examples": n,
+            "missed": k,
+            "weaker": len(broken & both),
+            "white_box": len(white & both),
+            "threat": threat,
+        }
+        found = _more_serious(found, Finding(level(k, n), text, evidence))
+    return found
+
+
+def _more_serious(a: Finding | None, b: Finding | None) -> Finding | None:
+    if a is None or b is None:
+        return a or b
+    return b if worst(a.level, b.level) != a.level else a
