@@ -16,7 +16,7 @@ from withstand.protocols import Batch, Context, Dataset, Findings, Metric, Need,
 class Check:
     """One line of an audit; see `withstand.protocols.Check` for the contract.
 
-    examples: use only the first so many examples of the data; None = all.
+    examples: use only so many examples of the data, of each class its share; None = all.
     """
 
     examples: int | None = None

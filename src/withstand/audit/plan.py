@@ -11,6 +11,7 @@ import withstand
 from withstand.audit.check import Check
 from withstand.audit.presets import checks_of
 from withstand.data import as_dataset, load_data
+from withstand.data.images import stratified
 from withstand.errors import bad, unknown
 from withstand.files import slug
 from withstand.models import as_target, check_compatible, frozen, load_model
@@ -63,12 +64,16 @@ class Plan:
             "shard": self.shard,
         }
 
-    def shards(self, check: Check) -> list[range]:
+    def shards(self, check: Check) -> list[list[int]]:
         """The positions of the examples of each shard of a check."""
-        n = min(len(self.data), check.examples or len(self.data))
-        return [range(i, min(i + self.shard, n)) for i in range(0, n, self.shard)]
+        chosen = list(range(len(self.data)))
+        if check.examples is not None and check.examples < len(chosen):
+            # folders are in the order of their classes: the first so many would be of one class
+            order = stratified(getattr(self.data, "labels", None), len(chosen), 0)
+            chosen = sorted(order[: check.examples].tolist())
+        return [chosen[i : i + self.shard] for i in range(0, len(chosen), self.shard)]
 
-    def positions(self, unit: Unit) -> range:
+    def positions(self, unit: Unit) -> list[int]:
         """The positions of the examples of a piece of work."""
         return self.shards(self.checks[unit.check])[unit.shard]
 

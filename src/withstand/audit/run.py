@@ -55,12 +55,23 @@ def audit(
     plan = make_plan(models, data, preset, checks, given, seed, device, block)
     folder = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="withstand-")) / "run"
     with Store(folder, plan.to_json(), fresh) as store:
-        store.forgive()
-        left = [unit for unit in plan.units() if not store.done(unit.model, unit.check, unit.shard)]
-        if announce is not None:
-            announce(estimate(plan, left))
-        ENGINES[engine](plan, store, left, _tell(plan, left, report) if report else lambda unit, done: None)
+        follow(plan, store, engine, report, announce)
         return collect(plan, store)
+
+
+def follow(
+    plan: Plan,
+    store: Store,
+    engine: str = "local",
+    report: Report | None = None,
+    announce: Callable[[str], None] | None = None,
+) -> None:
+    """Do what is left of a plan; checks that failed before are tried again."""
+    store.forgive()
+    left = [unit for unit in plan.units() if not store.done(unit.model, unit.check, unit.shard)]
+    if announce is not None:
+        announce(estimate(plan, left))
+    ENGINES[engine](plan, store, left, _tell(plan, left, report) if report else lambda unit, done: None)
 
 
 def _tell(plan: Plan, left: Sequence[Unit], report: Report) -> Tell:

@@ -35,7 +35,11 @@ def run(
     mean: Annotated[str | None, typer.Option(help="Per channel, as in 0.485,0.456,0.406, in units of [0, 1].")] = None,
     std: Annotated[str | None, typer.Option(help="Likewise.")] = None,
     split: Annotated[str, typer.Option(help="The part of the data: test or train.")] = "test",
-    limit: Annotated[int | None, typer.Option(min=1, help="Use the first so many examples only.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Use so many examples only, of each class its share.")
+    ] = None,
+    size: Annotated[int | None, typer.Option(min=1, help="Side in pixels that images are brought to.")] = None,
+    channels: Annotated[int | None, typer.Option(help="1 or 3, to change between grey and RGB.")] = None,
     seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; default the best at hand.")] = None,
     block: Annotated[int | None, typer.Option(min=1, help="Examples per pass; default by the device.")] = None,
@@ -70,8 +74,7 @@ def run(
     from withstand.audit.presets import checks_of
     from withstand.audit.requirements import Requirement
     from withstand.cli.console import print_card, progress, resumable, say
-    from withstand.cli.specs import load_models, run_folder, split_given
-    from withstand.data import load_data
+    from withstand.cli.specs import load_models, load_sample, run_folder, split_given
     from withstand.errors import bad
 
     for text in fail_under or []:
@@ -83,18 +86,18 @@ def run(
         raise bad("MODEL", "none, with --data, --weights, --mean or --std", "a model to go with them")
     preset = preset or ("quick" if demo else "standard")
     checks_of(preset, checks)  # refused before models are loaded
-    folder = out or run_folder(models if not demo else None, data, preset)
+    folder = out or run_folder(models if not demo else None, data, "checks" if checks else preset)
     with resumable(f"The same command continues in {folder}"):
         if demo:
             from withstand.audit.demo import demo_models
 
             loaded, others = demo_models(folder, say), dict(map(split_given, given or []))
-            examples = load_data("digits", limit=limit)
+            examples = load_sample("digits", limit=limit)
         else:
             assert models is not None
             assert data is not None
             loaded, others = load_models(models, weights, mean, std, allow_pickle, given)
-            examples = load_data(data, split=split, limit=limit)
+            examples = load_sample(data, split, limit, size, channels)
         with progress() as report:
             card = audit(
                 loaded,

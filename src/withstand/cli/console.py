@@ -1,6 +1,7 @@
 """What the verbs share: results to stdout, progress and remarks to stderr, silent where nobody watches."""
 
 import json
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +29,20 @@ def say(text: str) -> None:
 def show(value: Any) -> None:
     """A result, on stdout: texts as they are, other values as JSON."""
     print(value if isinstance(value, str) else json.dumps(value, indent=1, ensure_ascii=False), flush=True)
+
+
+def table(rows: list[dict[str, str]], markdown: bool = False) -> str:
+    """Columns as wide as their widest value; on a terminal cut to its width. Columns without any value are left out."""
+    names = [name for name in rows[0] if any(row[name] for row in rows)]
+    if markdown:
+        lines = [names, ["---"] * len(names), *([row[n].replace("|", "\\|") for n in names] for row in rows)]
+        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in names}
+    texts = ["  ".join(line[n].ljust(widths[n]) for n in names).rstrip() for line in [dict(zip(names, names)), *rows]]
+    if sys.stdout.isatty():
+        width = shutil.get_terminal_size().columns
+        texts = [text if len(text) <= width else text[: width - 1] + "…" for text in texts]
+    return "\n".join(texts)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ def run(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """List the published systems, the components that can be named, the models and the data sets."""
-    from withstand.cli.console import show
+    from withstand.cli.console import show, table
     from withstand.errors import unknown
 
     if what not in WHAT:
@@ -23,7 +23,7 @@ def run(
     if as_json:
         show(rows)
     elif rows:
-        show(_table([{k: _plain(v) for k, v in row.items()} for row in rows]))
+        show(table([{k: _plain(v) for k, v in row.items()} for row in rows]))
     else:
         show(f"no {what} yet")
 
@@ -51,18 +51,3 @@ def _rows(what: str) -> list[dict[str, Any]]:
 
 def _plain(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _table(rows: list[dict[str, str]]) -> str:
-    """Columns as wide as their widest value; on a terminal cut to its width. Columns without any value are left out."""
-    import shutil
-    import sys
-
-    names = [name for name in rows[0] if any(row[name] for row in rows)]
-    widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in names}
-    lines = [dict(zip(names, names)), *rows]
-    texts = ["  ".join(line[name].ljust(widths[name]) for name in names).rstrip() for line in lines]
-    if sys.stdout.isatty():
-        width = shutil.get_terminal_size().columns
-        texts = [text if len(text) <= width else text[: width - 1] + "…" for text in texts]
-    return "\n".join(texts)

@@ -50,6 +50,15 @@ def load_models(
     return models, loaded
 
 
+def load_sample(
+    data: str, split: str = "test", limit: int | None = None, size: int | None = None, channels: int | None = None
+) -> Any:
+    """A data set, or a fixed sample of it in which each class keeps its share."""
+    from withstand.data import load_data
+
+    return load_data(data, split=split, limit=limit, seed=None if limit is None else 0, size=size, channels=channels)
+
+
 def run_folder(models: list[str] | None, data: str | None, preset: str) -> Path:
     """Where a run goes when nobody says: the same command finds it again."""
     if models is None:
