@@ -20,6 +20,10 @@ class Unavailable(WithstandError, RuntimeError):
     """Something outside this process failed: an endpoint, a disk, a run folder held by another process."""
 
 
+class NotMet(WithstandError, AssertionError):
+    """A result that does not meet a requirement. The command line exits with code 1."""
+
+
 def bad(argument: str, got: object, allowed: str, mend: str = "") -> BadInput:
     """The error for one bad argument.
 

@@ -39,9 +39,11 @@ def paired_difference(before: np.ndarray, after: np.ndarray, level: float = 0.95
     """
     if before.shape != after.shape or before.ndim != 1 or not len(before):
         raise bad("after", f"shape {after.shape}", f"the shape of before, {before.shape}, with at least one example")
-    gained = int((after & ~before).sum())
-    lost = int((before & ~after).sum())
-    n = len(before)
+    return paired_counts(int((after & ~before).sum()), int((before & ~after).sum()), len(before), level)
+
+
+def paired_counts(gained: int, lost: int, n: int, level: float = 0.95) -> tuple[float, float, float, float]:
+    """`paired_difference` from the numbers of examples that only the second or only the first got right, out of n."""
     z = float(stats.norm.ppf(0.5 + level / 2))
     b, c, m = gained + 0.5, lost + 0.5, n + 2
     centre = (b - c) / m

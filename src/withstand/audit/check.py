@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from withstand.metrics import wilson
 from withstand.protocols import Batch, Context, Dataset, Findings, Metric, Need, Row, Target
@@ -17,7 +16,7 @@ from withstand.protocols import Batch, Context, Dataset, Findings, Metric, Need,
 class Check:
     """One line of an audit; see `withstand.protocols.Check` for the contract.
 
-    examples: use only the first so many examples of the data; None = all.
+    examples: use only so many examples of the data, of each class its share; None = all.
     """
 
     examples: int | None = None
@@ -62,23 +61,29 @@ class Table:
     """
 
     def __init__(self, table: pa.Table) -> None:
-        self.table = table
+        column = table["condition"]
+        if not pa.types.is_dictionary(column.type):
+            column = column.dictionary_encode()
+        column = column.unify_dictionaries().combine_chunks()
+        self.table = table.set_column(table.schema.get_field_index("condition"), "condition", column)
+        self._texts: list[str] = column.dictionary.to_pylist()
 
     def __len__(self) -> int:
         return self.table.num_rows
 
     def conditions(self) -> list[dict[str, Any]]:
         """The distinct conditions, in order of appearance."""
-        return [json.loads(text) for text in pc.unique(self.table["condition"]).to_pylist()]
+        return [json.loads(text) for text in self.table["condition"].unique().to_pylist()]
 
     def where(self, **condition: Any) -> "Table":
         """The rows whose condition has these values."""
-        texts = [
-            text
-            for text in pc.unique(self.table["condition"]).to_pylist()
-            if all(json.loads(text).get(k) == v for k, v in condition.items())
+        wanted = [
+            index
+            for index, text in enumerate(self._texts)
+            if all(known.get(k) == v for known in [json.loads(text)] for k, v in condition.items())
         ]
-        return Table(self.table.filter(pc.is_in(self.table["condition"], pa.array(texts, pa.string()))))
+        codes = self.table["condition"].combine_chunks().indices.to_numpy()
+        return Table(self.table.filter(pa.array(np.isin(codes, wanted))))
 
     def column(self, name: str) -> np.ndarray:
         """A column as numpy; missing numbers are nan (outcomes and integers: only where none is missing)."""

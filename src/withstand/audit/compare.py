@@ -1,59 +1,143 @@
-"""Two models on the same examples: paired differences, and which examples changed sides."""
+"""Models on the same examples: paired differences, and which examples changed sides. DuckDB reads the rows from disk."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-import numpy as np
-import pyarrow.compute as pc
-
-from withstand.audit.check import Table
-from withstand.audit.scorecard import Comparison, Scorecard
-from withstand.metrics import paired_difference
+from withstand.audit.scorecard import Comparison
+from withstand.errors import BadInput, bad
+from withstand.files import slug
+from withstand.metrics import paired_counts
 
 LISTED = 50
 """At most so many ids are listed on each side; the rows hold them all."""
 
 
-def compare_models(card: Scorecard, tables: Mapping[str, Mapping[str, Table]]) -> list[Comparison]:
-    """Every model against the first one, for each check and condition that both have outcomes for."""
+@dataclass(frozen=True)
+class Arm:
+    """One model of one run. label: what it is called in a comparison."""
+
+    folder: Path
+    model: str
+    label: str
+
+    @property
+    def files(self) -> list[str]:
+        return sorted(str(p) for p in (self.folder / "rows" / slug(self.model)).glob("*/[0-9]*.parquet"))
+
+
+def compare_models(folder: str | Path, models: Sequence[str]) -> list[Comparison]:
+    """Every model of a run against its first one, for each check and condition that both have outcomes for."""
+    arms = [Arm(Path(folder), model, model) for model in models]
+    return [found for arm in arms[1:] for found in compare_arms(arms[0], arm)]
+
+
+def compare_runs(folders: Sequence[str | Path]) -> tuple[list[Comparison], list[str]]:
+    """Compare the models of several runs: each with the model of the same name in the first run, or with its first
+    model where the name is new. One run alone: its models with the first one.
+
+    Returns the comparisons and notes on what was left out. Raises: BadInput for folders that hold no run and for runs
+    on different data.
+    """
+    plans = [_plan(Path(folder)) for folder in folders]
+    if not plans:
+        raise bad("runs", "none", "the folders of one or more audits")
+    first, notes = plans[0], []
+    if len(plans) == 1:
+        return compare_models(folders[0], list(first["models"])), notes
+    names = [Path(folder).resolve().name for folder in folders]
+    names = [str(f) if names.count(n) > 1 else n for n, f in zip(names, folders)]
     found: list[Comparison] = []
-    names = list(card.models)
-    for after in names[1:]:
-        for check, table in tables[after].items():
-            found += compare_tables(check, names[0], after, tables[names[0]][check], table)
-    return found
-
-
-def compare_tables(check: str, before: str, after: str, a: Table, b: Table) -> list[Comparison]:
-    """The paired difference of two tables of one check, condition by condition."""
-    found = []
-    for text in pc.unique(a.table["condition"]).to_pylist():
-        one, two = (t.table.filter(pc.equal(t.table["condition"], text)) for t in (a, b))
-        if not one.num_rows or not two.num_rows or one["outcome"].null_count or two["outcome"].null_count:
-            continue
-        left = dict(zip(zip(one["unit"].to_pylist(), one["id"].to_pylist()), one["outcome"].to_pylist()))
-        right = dict(zip(zip(two["unit"].to_pylist(), two["id"].to_pylist()), two["outcome"].to_pylist()))
-        shared = sorted(left.keys() & right.keys())
-        if not shared:
-            continue
-        x, y = np.array([left[k] for k in shared]), np.array([right[k] for k in shared])
-        difference, low, high, p = paired_difference(x, y)
-        gained = [k[1] for k, u, v in zip(shared, x, y) if v and not u]
-        lost = [k[1] for k, u, v in zip(shared, x, y) if u and not v]
-        found.append(
-            Comparison(
-                "withstood",
-                check,
-                before,
-                after,
-                difference,
-                low,
-                high,
-                p,
-                len(shared),
-                gained[:LISTED],
-                lost[:LISTED],
-                json.loads(text),
+    for folder, plan, name in zip(folders[1:], plans[1:], names[1:]):
+        if plan["data"]["name"] != first["data"]["name"]:
+            raise bad(
+                "runs",
+                f"{names[0]} on {first['data']['name']} and {name} on {plan['data']['name']}",
+                "runs on the same data",
+                "Paired tests need the same examples.",
             )
+        differing = {
+            check for check, spec in plan["checks"].items() if _bare(first["checks"].get(check, spec)) != _bare(spec)
+        }
+        notes += [
+            f"{check}: left out, {names[0]} ran {first['checks'][check]} and {name} ran {plan['checks'][check]}"
+            for check in sorted(differing)
+        ]
+        for model in plan["models"]:
+            other = model if model in first["models"] else next(iter(first["models"]))
+            before = Arm(Path(folders[0]), other, f"{names[0]}/{other}")
+            found += compare_arms(before, Arm(Path(folder), model, f"{name}/{model}"), differing)
+    return found, notes
+
+
+def compare_arms(before: Arm, after: Arm, without: set[str] | None = None) -> list[Comparison]:
+    """The paired difference of two models, check by check and condition by condition, on the examples that both have.
+
+    Raises: BadInput where the same examples carry different labels, so that they cannot be the same examples.
+    """
+    import duckdb
+
+    if not before.files or not after.files:
+        return []
+    with duckdb.connect(config={"threads": 2}) as base:
+        wrong, found = (base.execute(query, [before.files, after.files]).fetchall() for query in (_LABELS, _PAIRS))
+    if wrong[0][0]:
+        raise bad(
+            "runs",
+            f"{wrong[0][0]} examples whose labels differ between {before.label} and {after.label}",
+            "runs on the same data",
         )
-    return found
+    return [
+        Comparison(
+            "withstood", check, before.label, after.label, *paired_counts(gained, lost, n), n,
+            gained_ids or [], lost_ids or [], json.loads(condition),
+        )
+        for check, condition, n, gained, lost, gained_ids, lost_ids in found
+        if check not in (without or ())
+    ]  # fmt: skip
+
+
+_PAIRED = """
+    from read_parquet(?, hive_partitioning = false) a
+    join read_parquet(?, hive_partitioning = false) b using ("check", condition, unit, id)
+"""
+_LABELS = f"select count(distinct id) {_PAIRED} where a.label <> b.label"
+_PAIRS = f"""
+    select
+        "check", condition, count(*),
+        count(*) filter (b.outcome and not a.outcome),
+        count(*) filter (a.outcome and not b.outcome),
+        (list(id order by id) filter (b.outcome and not a.outcome))[:{LISTED}],
+        (list(id order by id) filter (a.outcome and not b.outcome))[:{LISTED}]
+    {_PAIRED}
+    where a.outcome is not null and b.outcome is not null
+    group by "check", condition
+    order by "check", condition
+"""
+
+
+def _plan(folder: Path) -> dict[str, Any]:
+    path = folder / "plan.json"
+    if not path.is_file():
+        raise bad(
+            "runs",
+            str(folder),
+            "the folder of an audit, with plan.json in it",
+            "Make one with: withstand audit MODEL --data DATA --out FOLDER",
+        )
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise BadInput(f"runs: {path} cannot be read: {error}") from None
+
+
+def _bare(spec: str) -> str:
+    """A check without the number of examples, which a paired comparison does not depend on."""
+    from withstand.registry import parse, replace, to_call
+
+    try:
+        return to_call(replace(parse(spec, "check"), examples=None))
+    except BadInput:  # a check of a package that is not installed here
+        return spec

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from withstand.errors import bad, unknown
+from withstand.errors import NotMet, bad, unknown
 from withstand.protocols import Figure, Flag, Metric
 
 STATUSES = ("done", "skipped", "not applicable", "failed")
@@ -110,6 +110,20 @@ class Scorecard:
         if len(found) > 1:
             raise bad("metric", f"{len(found)} matches for {name!r}", "one", "Name the model or the condition.")
         return found[0][1]
+
+    def unmet(self, *requirements: str) -> list[str]:
+        """Why the result does not meet requirements such as "robust_accuracy@linf:8/255=0.30"; empty where it does.
+
+        See `withstand.audit.requirements` for how they are written. Raises: BadInput where a number was not measured.
+        """
+        from withstand.audit.requirements import Requirement
+
+        return [reason for text in requirements for reason in Requirement.read(text).reasons(self)]
+
+    def require(self, *requirements: str) -> None:
+        """Raises: NotMet where `unmet` finds a reason."""
+        if reasons := self.unmet(*requirements):
+            raise NotMet("; ".join(reasons))
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""

@@ -4,6 +4,7 @@
     rows/MODEL/CHECK/SHARD.parquet the outcomes, one file for each finished piece of work
     prepared/MODEL/CHECK.safetensors
     side/MODEL/CHECK/SHARD/        what a check keeps for its figures (a few adversarial images)
+    failed/MODEL/CHECK.json        why a check could not be done
     scorecard.json, report.html    made from the above
 
 Every file is written whole or not at all and none is changed afterwards, so that a run that is killed at any moment goes
@@ -16,12 +17,13 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from torch import Tensor
 
 from withstand.audit.check import Table
 from withstand.errors import BadInput, Unavailable
@@ -47,6 +49,11 @@ SCHEMA = pa.schema(
 )
 
 
+PARTS = ("rows", "prepared", "side", "failed")
+KEPT = ("models",)
+"""A folder with nothing but these is as good as new: the demo trains its models before it can say what it will do."""
+
+
 class Store:
     """The folder of one run. Use it as a context manager: it holds the folder's lock meanwhile.
 
@@ -63,14 +70,15 @@ class Store:
         try:
             if self.fresh:
                 self.clear()
+            self._sweep()
             existing = self.folder / "plan.json"
             if existing.is_file():
                 _same_plan(json.loads(existing.read_text(encoding="utf-8")), self.plan, self.folder)
             else:
-                others = [p.name for p in self.folder.iterdir() if p.name != ".lock"]
+                others = sorted(p.name for p in self.folder.iterdir() if p.name not in (".lock", *KEPT))
                 if others:
                     raise BadInput(
-                        f"out: {self.folder} is not empty ({', '.join(sorted(others)[:3])} ...) and holds no run; "
+                        f"out: {self.folder} is not empty ({', '.join(others[:3])} ...) and holds no run; "
                         "allowed: a new folder, or that of an unfinished run. Choose another --out."
                     )
                 write_json(existing, self.plan)
@@ -86,10 +94,19 @@ class Store:
         """Forget everything that an earlier run left in the folder; refuses a folder that holds no run."""
         if not (self.folder / "plan.json").is_file():
             return
-        for name in ("rows", "prepared", "side", "figures"):
+        for name in PARTS:
             shutil.rmtree(self.folder / name, ignore_errors=True)
-        for name in ("plan.json", "scorecard.json", "report.html"):
+        for name in ("scorecard.json", "report.html", "plan.json"):
             (self.folder / name).unlink(missing_ok=True)
+
+    def _sweep(self) -> None:
+        """Remove what a killed process left half-written; its names begin with a dot."""
+        for place in (self.folder, *(self.folder / name for name in PARTS)):
+            for path in place.glob(".*") if place == self.folder else place.rglob(".*"):
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                elif path.name != ".lock":
+                    path.unlink(missing_ok=True)
 
     def path(self, model: str, check: str, shard: int) -> Path:
         """Where the rows of one piece of work are."""
@@ -103,6 +120,36 @@ class Store:
     def done(self, model: str, check: str, shard: int) -> bool:
         """Whether the rows of this piece of work are there."""
         return self.path(model, check, shard).is_file()
+
+    def keep(self, model: str, check: str, tensors: Mapping[str, Tensor]) -> None:
+        """Keep what a check fitted for a model."""
+        from safetensors.torch import save
+
+        path = self.folder / "prepared" / slug(model) / f"{slug(check)}.safetensors"
+        write_atomic(path, save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}))
+
+    def kept(self, model: str, check: str, device: str = "cpu") -> dict[str, Tensor] | None:
+        """What `keep` kept, or None."""
+        from safetensors.torch import load_file
+
+        path = self.folder / "prepared" / slug(model) / f"{slug(check)}.safetensors"
+        return load_file(path, device=device) if path.is_file() else None
+
+    def fail(self, model: str, check: str, reason: str, trace: str = "") -> None:
+        """Write down that a check could not be done on a model."""
+        write_json(self._failure(model, check), {"reason": reason, **({"traceback": trace} if trace else {})})
+
+    def failed(self, model: str, check: str) -> str:
+        """Why a check could not be done; "" where nothing is known against it."""
+        path = self._failure(model, check)
+        return json.loads(path.read_text(encoding="utf-8"))["reason"] if path.is_file() else ""
+
+    def forgive(self) -> None:
+        """Forget the failures, because they are tried again."""
+        shutil.rmtree(self.folder / "failed", ignore_errors=True)
+
+    def _failure(self, model: str, check: str) -> Path:
+        return self.folder / "failed" / slug(model) / f"{slug(check)}.json"
 
     def write(self, model: str, check: str, shard: int, rows: Iterable[Row], seed: int, cost: dict[str, float]) -> None:
         """Keep the rows of one piece of work, and what it cost (in the file's metadata)."""
@@ -133,14 +180,15 @@ def as_table(rows: Iterable[Row], *, run: str = "", model: str = "", check: str 
 
 
 def read_rows(folder: Path) -> tuple[Table, dict[str, float]]:
-    """The rows in a folder of shards, and their summed cost."""
+    """The rows in a folder of shards, and their summed cost. Texts come as dictionaries: one copy of each."""
     tables, total = [], {}
-    for path in sorted(folder.glob("*.parquet")):
-        table = pq.read_table(path, schema=None)
+    names = [n for n in SCHEMA.names if n not in ("run", "model", "check")]  # the folder says those
+    for path in sorted(folder.glob("[0-9]*.parquet")):
+        table = pq.ParquetFile(path, read_dictionary=["unit", "condition"]).read(columns=names)
         for key, value in json.loads((table.schema.metadata or {}).get(b"cost", b"{}")).items():
             total[key] = total.get(key, 0) + value
         tables.append(table.replace_schema_metadata(None))
-    return Table(pa.concat_tables(tables) if tables else SCHEMA.empty_table()), total
+    return Table(pa.concat_tables(tables) if tables else SCHEMA.empty_table().select(names)), total
 
 
 def lock(folder: Path) -> io.TextIOWrapper:

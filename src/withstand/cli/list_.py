@@ -1,0 +1,53 @@
+"""`withstand list`: what there is, without importing any of it."""
+
+from typing import Annotated, Any
+
+import typer
+
+WHAT = (
+    "systems", "attacks", "recipes", "detectors", "checks", "indicators", "threats", "objectives", "models", "data",
+)  # fmt: skip
+
+
+def run(
+    what: Annotated[str, typer.Argument(metavar="|".join(WHAT), help="What to list.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """List the published systems, the components that can be named, the models and the data sets."""
+    from withstand.cli.console import show, table
+    from withstand.errors import unknown
+
+    if what not in WHAT:
+        raise unknown("list", what, WHAT)
+    rows = _rows(what)
+    if as_json:
+        show(rows)
+    elif rows:
+        show(table([{k: _plain(v) for k, v in row.items()} for row in rows]))
+    else:
+        show(f"no {what} yet")
+
+
+def _rows(what: str) -> list[dict[str, Any]]:
+    if what == "systems":
+        from dataclasses import asdict
+
+        from withstand.systems import systems
+
+        return [asdict(system) for system in systems()]
+    if what == "data":
+        from withstand.data.catalogue import SETS
+
+        return [{"name": e.name, "summary": e.summary, "aliases": list(e.aliases), "source": e.source} for e in SETS]
+    if what == "models":
+        return []
+    from withstand.registry import entries
+
+    return [
+        {"name": e.name, "summary": e.summary, "systems": list(e.systems), "extra": e.extra, "module": e.module}
+        for e in entries(what.removesuffix("s"))
+    ]
+
+
+def _plain(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
