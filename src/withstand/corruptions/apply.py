@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from withstand.corruptions import blur, digital, noise, weather  # noqa: F401  (each registers its kinds)
-from withstand.corruptions.kinds import KINDS, NEEDS_COLOUR, Job, Textures, luma
+from withstand.corruptions.frost import Textures, textures
+from withstand.corruptions.kinds import KINDS, NEEDS_COLOUR, Job, luma
 from withstand.corruptions.tables import SEVERITIES, SIDES, Preset, corruption_names, preset_for
 from withstand.errors import bad, unknown
 from withstand.random import Rows, derive
@@ -59,15 +60,16 @@ def corrupt(
     key = derive(seed, "corruption", name, severity)
     ids = torch.arange(n) if ids is None else ids
     ids = ids.to(images.device)
+    ice = textures(frost_textures, preset, h, w) if name == "frost" else ()
     result = torch.empty_like(images, memory_format=torch.contiguous_format)
-    # On a CPU a block that fits the cache is several times faster than the whole batch.
+    # On a CPU a block that fits the cache takes half the time of the whole batch at 224 pixels.
     block = max(1, (1 << 18 if images.device.type == "cpu" else 1 << 25) // max(1, channels * h * w))
     for start in range(0, n, block):
         rows = slice(start, start + block)
         x = images[rows].float() if images.dtype == torch.uint8 else (images[rows].float() * 255).round_()
         if through_rgb := channels == 1 and name in NEEDS_COLOUR:
             x = x.expand(-1, 3, -1, -1)
-        job = Job(Rows(key, ids[rows]), preset, variant == "swap", frost_textures)
+        job = Job(Rows(key, ids[rows]), preset, variant == "swap", ice)
         x = KINDS[name](x.contiguous(), cast(Any, setting), job).clamp(0, 255)
         x = (luma(x) if through_rgb else x).add_(2.0**-10).floor_().clamp_max_(255)
         result[rows] = x if images.dtype == torch.uint8 else x.div_(255)

@@ -100,7 +100,7 @@ def _grid(h: int, w: int, device: torch.device) -> Tensor:
 
 
 def _sample(x: Tensor, place: Tensor, border: str) -> Tensor:
-    """x at fractional pixel positions [n, (y, x), h, w], linearly; border: "mirror" or "reflect", see `filters.fold`."""
+    """x at fractional pixel positions [n, (y, x), h, w], linearly; border: "mirror" or "reflect", as in `fold`."""
     inner = border == "mirror"  # whether the mirror stands on the edge pixel or half a pixel outside
     size = torch.tensor([x.shape[3], x.shape[2]], device=x.device)
     place = place.flip(1).permute(0, 2, 3, 1)

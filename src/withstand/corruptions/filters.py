@@ -16,7 +16,7 @@ from torch import Tensor
 def fold(index: Tensor, size: int, border: str) -> Tensor:
     """Positions outside 0..size-1 brought back inside, as the border rule says.
 
-    border: "edge" (aa|abc|cc), "mirror" (cb|abc|ba, the edge pixel once) or "reflect" (ba|abc|cb, the edge pixel twice).
+    border: "edge" (aa|abc|cc), "mirror" (cb|abc|ba, the edge pixel once), "reflect" (ba|abc|cb, the edge pixel twice).
     """
     if border == "edge" or size == 1:
         return index.clamp(0, size - 1)
@@ -120,15 +120,14 @@ def smoothing_matrix(size: int, sigma: float, truncate: float) -> Tensor:
 
 @lru_cache(64)
 def box_matrix(before: int, after: int) -> Tensor:
-    """[after, before]: Pillow's BOX resampling of an axis: the mean of the pixels whose centre the new pixel covers."""
+    """[after, before], after <= before: Pillow's BOX resampling of an axis, the mean of the pixels whose centre the new
+    pixel covers. Both of Pillow's tests in its order of operations, since centres often lie on the boundary."""
     scale = before / after
-    half = max(scale, 1.0) / 2
-    matrix = torch.zeros(after, before)
-    for i in range(after):
-        centre = (i + 0.5) * scale
-        first, last = max(int(centre - half + 0.5), 0), min(int(centre + half + 0.5), before)
-        matrix[i, first:last] = 1 / (last - first)
-    return matrix
+    pixel, centre = torch.arange(before), (torch.arange(after, dtype=torch.float64)[:, None] + 0.5) * scale
+    offset = (pixel - centre + 0.5) * (1 / scale)
+    within = (pixel >= (centre - scale / 2 + 0.5).floor()) & (pixel < (centre + scale / 2 + 0.5).floor())
+    covered = (within & (offset > -0.5) & (offset <= 0.5)).float()
+    return covered / covered.sum(1, keepdim=True)
 
 
 def along(x: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:

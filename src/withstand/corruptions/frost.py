@@ -1,8 +1,9 @@
 """Frost textures: the user's own, or a procedural stand-in for the six photographs of the published benchmark.
 
-The stand-in: five textures of 480 x 640 pixels. Each overlays some hundred ice needles and ferns (a stem with side
-branches at 25 to 60 degrees that shorten towards the tip, over a fainter leaf) on a smooth haze, and is then set to a
-mean colour and contrast like those of the photographs. Reports call the corruption `frost*` when these are used.
+The stand-in: five textures of 480 x 640 pixels, the same in every run. Hundreds of leaves of ice grow in fans from
+common points over a smooth haze; a pixel belongs to the leaf that reaches it first. A leaf widens quickly, tapers to
+its tip, and shows its stem, its ribs and one half turned to the light. Mean colour and contrast are set to those of the
+photographs. Reports call the corruption `frost*` when these are used.
 """
 
 from collections.abc import Sequence
@@ -13,10 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from withstand.corruptions.kinds import Textures
 from withstand.corruptions.tables import Preset
 from withstand.errors import bad
 from withstand.random import Rows, derive
+
+Textures = str | Path | Sequence[np.ndarray] | None
 
 # Mean RGB, standard deviation of the grey value, leaves, longest leaf in pixels, strength of the haze.
 _LOOKS = (
@@ -69,7 +71,10 @@ def _read(folder: Path) -> Sequence[np.ndarray]:
 
     endings = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
     files = sorted(f for f in folder.iterdir() if f.suffix.lower() in endings) if folder.is_dir() else []
-    return [np.asarray(Image.open(f).convert("RGB")) for f in files[:5]] or _none(f"no image in {str(folder)!r}")
+    try:
+        return [np.asarray(Image.open(f).convert("RGB")) for f in files[:5]] or _none(f"no image in {str(folder)!r}")
+    except OSError as error:
+        raise bad("frost_textures", error, "images that Pillow can read") from None
 
 
 def _none(got: str) -> tuple[()]:

@@ -6,19 +6,15 @@ pixels p = x / 255 in [0, 1].
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from withstand.corruptions.tables import Preset
 from withstand.random import Rows
-
-Textures = str | Path | Sequence[np.ndarray] | None
 
 
 @dataclass(frozen=True)
@@ -28,7 +24,7 @@ class Job:
     rows: Rows
     preset: Preset
     swap: bool = False
-    frost_textures: Textures = None
+    textures: tuple[Tensor, ...] = ()
 
 
 Corrupt = Callable[[Tensor, Any, Job], Tensor]

@@ -5,7 +5,6 @@ import torch
 from torch import Tensor
 
 from withstand.corruptions.filters import crop_for, gaussian, motion, zoom_in
-from withstand.corruptions.frost import textures
 from withstand.corruptions.kinds import Job, kind, luma, normal, uniform
 
 
@@ -81,14 +80,13 @@ def frost(x: Tensor, c: tuple[float, float], job: Job) -> Tensor:
     The published textures are photographs that do not come with this library: see `withstand.corruptions.frost`.
     """
     h, w = x.shape[2:]
-    given = textures(job.frost_textures, job.preset, h, w)
-    choice = job.rows.integers((), 0, len(given), "texture").tolist()
+    choice = job.rows.integers((), 0, len(job.textures), "texture").tolist()
     place = uniform(job.rows, (2,), "crop").tolist()
     crops = []
     for which, (down, right) in zip(choice, place):
-        tall, wide = given[which].shape[1:]
+        tall, wide = job.textures[which].shape[1:]
         top, left = int(down * (tall - h)), int(right * (wide - w))
-        crops.append(given[which][:, top : top + h, left : left + w])
+        crops.append(job.textures[which][:, top : top + h, left : left + w])
     return c[0] * x + c[1] * torch.stack(crops).to(x.device)
 
 
