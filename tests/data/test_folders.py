@@ -54,7 +54,7 @@ def test_classes_say_which_label_each_folder_means(folder):
     assert mapped.labels.tolist() == [7, 7, 1, 4, 4, 4]
     assert mapped.classes == ("0", "bee", "2", "3", "cat", "5", "6", "ant")
     assert ws.load_data(folder, classes=9).classes == ("ant", "bee", "cat", "3", "4", "5", "6", "7", "8")
-    with pytest.raises(BadInput, match="the subfolder 'bee' of .* has no label"):
+    with pytest.raises(BadInput, match=r"the subfolder 'bee' of .* has no label"):
         ws.load_data(folder, classes=["ant", "cat"])
     with pytest.raises(BadInput, match="classes: got 2; allowed: at least 3"):
         ws.load_data(folder, classes=2)
@@ -78,7 +78,7 @@ def test_a_parent_of_train_and_val_is_a_split_set(folder):
     photo(folder.parent / "train" / "ant" / "a.png")
     assert len(ws.load_data(folder.parent)) == 6
     assert len(ws.load_data(folder.parent, split="train")) == 1
-    with pytest.raises(BadInput, match="split: got 'extra'; allowed: a part that .* train, val"):
+    with pytest.raises(BadInput, match=r"split: got 'extra'; allowed: a part that .* train, val"):
         ws.load_data(folder.parent, split="extra")
 
 

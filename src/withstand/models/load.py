@@ -1,0 +1,108 @@
+"""`load_model`: a target from a short text that says where the model is."""
+
+import inspect
+from collections.abc import Callable, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from withstand.errors import BadInput, bad, unknown
+from withstand.models import sources
+from withstand.models.normalise import normalisation
+from withstand.models.sources import Built
+from withstand.models.target import Normalised, TorchTarget
+from withstand.models.weights import load_weights, read_weights
+from withstand.protocols import Space, Target
+
+SPECS = "timm:NAME, torchvision:NAME, hf:REPO_OR_FOLDER, zoo:NAME, file.py:factory, model.onnx, http(s)://.../predict"
+_SOURCES: dict[str, Callable[..., Built]] = {
+    "timm": sources.timm,
+    "torchvision": sources.torchvision,
+    "hf": sources.huggingface,
+    "zoo": sources.zoo,
+}
+
+
+def load_model(
+    spec: str,
+    weights: str | PathLike[str] | None = None,
+    mean: str | float | Sequence[float] | None = None,
+    std: str | float | Sequence[float] | None = None,
+    classes: int | None = None,
+    allow_pickle: bool = False,
+    task: str = "classification",
+    *,
+    name: str | None = None,
+    outputs: str | None = None,
+    **options: Any,
+) -> Target:
+    """The model that `spec` names, as a target: images [N, C, H, W] in [0, 1] -> logits [N, K].
+
+    >>> load_model("zoo:digits_cnn", pretrained=False)
+    <zoo:digits_cnn: classification, input (1, 8, 8), 10 classes>
+
+    spec: timm:NAME, torchvision:NAME, hf:REPO_OR_FOLDER, zoo:NAME, file.py:factory, model.onnx, http(s)://.../predict.
+    weights: a .safetensors file or a state dict (.pt, .pth, .th); see `read_weights` for it and allow_pickle.
+    mean, std: per channel, in units of the [0, 1] range, or the name of a preset ("imagenet", "cifar10", "half",
+    "none"); default: what the source says, which the target's `notes` repeat. classes: K, where it does not say.
+    outputs: "probabilities" for a model that returns them: their logarithm stands for the logits.
+    options: pretrained (timm, torchvision: fetch the published weights, the default without `weights`; False: an
+    untrained network, the same each time), size (timm, torchvision: side of the input that the weights were trained
+    for); for .onnx see `OnnxTarget`, for http(s) `HttpTarget`.
+    Raises: BadInput, MissingExtra or Unavailable, each with what to do about it.
+    """
+    if not isinstance(spec, str):
+        raise bad("model", type(spec).__name__, f"a text such as {SPECS}", "For a module, call as_target.")
+    kind, _, rest = spec.partition(":")
+    if kind in ("http", "https") or spec.endswith(".onnx"):
+        return _black_box(spec, weights, mean, std, classes, task, name=name, outputs=outputs, **options)
+    if kind in _SOURCES and rest:
+        build: Callable[..., Built] = _SOURCES[kind]
+        argument: Any = rest
+    elif ".py" in spec and (cut := spec.rfind(".py")) + 3 in (len(spec), spec.rfind(":")):
+        build, argument = sources.python_file, (spec[: cut + 3], spec[cut + 4 :])
+    else:
+        raise BadInput(f"model: cannot read {spec!r}; allowed: {SPECS}.")
+    _known_options(build, spec, options)
+    state = None if weights is None else read_weights(weights, allow_pickle)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # what a source leaves untrained is the same in every process
+        built = build(argument, state, classes, **options)
+    if state is not None:
+        load_weights(built.module, state, f"weights {weights}")
+    built.module.eval()
+    pair, note = normalisation(mean, std, built.normalise, None if built.shape is None else built.shape[0])
+    model = built.module if pair is None else Normalised(built.module, *pair).eval()
+    return TorchTarget(
+        model,
+        name or (spec if weights is None else f"{spec} [{Path(weights).stem}]"),
+        Space(built.shape, (0.0, 1.0), built.classes),
+        task,
+        outputs or "logits",  # type: ignore[arg-type]
+        built.text,
+        (*built.notes, *note),
+    )
+
+
+def _known_options(build: Callable[..., Any], spec: str, options: dict[str, Any]) -> None:
+    known = [p.name for p in inspect.signature(build).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    for option in options:
+        if option not in known:
+            raise unknown(f"{spec}: option", option, [*known, "name", "outputs"])
+
+
+def _black_box(spec: str, weights: Any, mean: Any, std: Any, classes: int | None, task: str, **options: Any) -> Target:
+    if weights is not None:
+        raise bad("weights", weights, f"None for {spec}", "An exported graph or an endpoint holds its own weights.")
+    if task != "classification":
+        raise bad("task", repr(task), f'"classification" for {spec}')
+    if spec.endswith(".onnx"):
+        from withstand.models.onnx import OnnxTarget as Made
+    else:
+        from withstand.models.endpoint import HttpTarget as Made
+    _known_options(Made, spec, {k: v for k, v in options.items() if v is not None})
+    pair, _ = normalisation(mean, std, None, None)
+    given = {k: v for k, v in options.items() if v is not None}
+    return Made(spec, classes=classes, normalise=pair, **given)

@@ -1,0 +1,57 @@
+"""Networks that train in seconds to minutes on a laptop."""
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def small_cnn(side: int, channels: int = 1, classes: int = 10) -> nn.Sequential:
+    """Three convolutions (16, 32, 32 channels, the last two with stride 2) and two linear layers; no batch norm.
+
+    Input [N, channels, side, side] in [0, 1], side divisible by 4.
+    """
+    return nn.Sequential(
+        nn.Conv2d(channels, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(16, 32, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(32, 32, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(32 * (side // 4) ** 2, 64),
+        nn.ReLU(),
+        nn.Linear(64, classes),
+    )
+
+
+def cnn_a(side: int = 32, channels: int = 3, classes: int = 10) -> nn.Sequential:
+    """The small network on which verified and adversarial training are compared.
+
+    Reference: Wong, Schmidt, Metzen, Kolter, "Scaling provable adversarial defenses", NeurIPS 2018, arXiv:1805.12514.
+    """
+    return nn.Sequential(
+        nn.Conv2d(channels, 16, 4, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(16, 32, 4, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(32 * (side // 4) ** 2, 100),
+        nn.ReLU(),
+        nn.Linear(100, classes),
+    )
+
+
+class LeNet(nn.Module):
+    """LeNet-5 for [N, 3, 32, 32], with ReLU and max-pooling.
+
+    Reference: LeCun, Bottou, Bengio, Haffner, "Gradient-based learning applied to document recognition", 1998.
+    """
+
+    def __init__(self, classes: int = 10) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(3, 6, 5), nn.Conv2d(6, 16, 5)
+        self.fc1, self.fc2, self.fc3 = nn.Linear(400, 120), nn.Linear(120, 84), nn.Linear(84, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.max_pool2d(F.relu(self.conv1(x)), 2)
+        x = F.max_pool2d(F.relu(self.conv2(x)), 2).flatten(1)
+        return self.fc3(F.relu(self.fc2(F.relu(self.fc1(x)))))
