@@ -19,6 +19,7 @@ FAST = {
     "fab": "fab(linf(0.1), steps=5, restarts=2)",
     "fab_t": "fab_t(linf(0.1), steps=5)",
     "square": "square(linf(0.1), queries=70)",
+    "autoattack": "autoattack(linf(0.1), steps=5, queries=30)",
 }
 ATTACKS = [e.name for e in entries("attack") if e.module.startswith("withstand.")]
 
