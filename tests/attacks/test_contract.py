@@ -27,6 +27,7 @@ FAST = {
     "opt": "opt(queries=200, q=3)",
     "sign_opt": "sign_opt(queries=200, k=20)",
     "zoo": "zoo(queries=200, searches=2, coordinates=8)",
+    "autoattack": "autoattack(linf(0.1), steps=5, queries=30)",
 }
 ATTACKS = [e.name for e in entries("attack") if e.module.startswith("withstand.")]
 

@@ -221,6 +221,13 @@ class Problem:
             return torch.zeros(len(seen.input), dtype=torch.bool, device=self.x.device)
         return self.criterion(seen, self.y_alive, self.state)
 
+    def confirm(self, model: Callable[[Tensor], Any]) -> None:
+        """Let another model judge the points that reached the goal: the one that the searched one stood for."""
+        self.model = model
+        self._select(self.won.nonzero().flatten())
+        if not self.finished:
+            self.won[self.alive] = self.broken(self.peek(self.best[self.alive])[0])
+
     def passes(self, forwards: int = 0, backwards: int = 0) -> None:
         """Count passes that the search made itself on the alive rows."""
         self._uncounted[0] += forwards

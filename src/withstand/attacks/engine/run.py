@@ -10,6 +10,7 @@ from pydantic import PlainValidator
 from torch import Tensor, nn
 
 from withstand.attacks.engine.decisions import Decisions
+from withstand.attacks.engine.prepare import prepared
 from withstand.attacks.engine.problem import Problem
 from withstand.errors import bad
 from withstand.models.state import frozen
@@ -54,6 +55,8 @@ class Attack:
     access = "gradients"
     nearest = False
     """Whether the attack looks for the nearest point instead of filling a given set."""
+    prepares = False
+    """Whether a run is long enough to search on a faster copy of the model; the model itself then judges what is found."""
 
     threat: Any = None
 
@@ -99,7 +102,7 @@ class Attack:
             BadInput: images out of range or not finite, labels of the wrong type or range, a model that gives too
             little.
         """
-        box = _box(model) if box == "model" else box
+        box = box_of(model) if box == "model" else box
         check_inputs(x, y, box)
         if self.keep == "last" and self.active:
             raise bad(
@@ -108,7 +111,7 @@ class Attack:
                 "keep='last' together with active=False",
                 "The last iterate of an example that left the batch is the one that reached its goal.",
             )
-        call, module = _callable(model, self.access)
+        call, module = callable_of(model, self.access)
         if self.access == "decision":
             call = Decisions(call, y, getattr(getattr(self, "objective", None), "target", None))
         ids = torch.arange(len(x)) if ids is None else ids
@@ -116,17 +119,19 @@ class Attack:
         parts = []
         with ExitStack() as stack:
             stack.enter_context(frozen(module, self.mode) if module is not None else nullcontext())
-            stack.enter_context(torch.random.fork_rng(_cuda(x)))
+            stack.enter_context(torch.random.fork_rng(cuda_of(x)))
             torch.manual_seed(derive(seed, "model") & 0x7FFFFFFF)
+            reads = set(getattr(getattr(self, "objective", None), "reads", ())) - {"logits", "input"}
+            eager = self.prepares and self.mode == "eval" and precision is None and not reads
+            twin = prepared(call, module, x) if eager else None
             coupled = getattr(getattr(self, "objective", None), "coupled", False)
             size = len(x) if coupled else min(block or _default_block(x), len(x))
             done = 0
             while done < len(x):
                 piece = slice(done, done + size)
                 try:
-                    parts.append(
-                        self._block(call, x[piece], None if y is None else y[piece], rows, piece, box, precision)
-                    )
+                    labels = None if y is None else y[piece]
+                    parts.append(self._block(call, twin, x[piece], labels, rows, piece, box, precision))
                 except torch.OutOfMemoryError:
                     if size == 1 or coupled:
                         raise
@@ -138,7 +143,15 @@ class Attack:
         return _join(parts)
 
     def _block(
-        self, call: Any, x: Tensor, y: Tensor | None, rows: Rows, piece: slice, box: Any, precision: torch.dtype | None
+        self,
+        call: Any,
+        twin: Any,
+        x: Tensor,
+        y: Tensor | None,
+        rows: Rows,
+        piece: slice,
+        box: Any,
+        precision: torch.dtype | None,
     ) -> AttackResult:
         index = torch.arange(piece.start, piece.start + len(x), device=x.device)
         threat = self.threat.take(index) if isinstance(getattr(self.threat, "eps", None), Tensor) else self.threat
@@ -147,7 +160,7 @@ class Attack:
         aimed = isinstance(getattr(objective, "target", None), Tensor)
         own = {"objective": replace(objective, target=objective.target[piece])} if aimed else {}
         p = self.problem(
-            model=call,
+            model=call if twin is None else twin,
             x=x,
             y=y,
             rows=rows.take(index),
@@ -160,6 +173,8 @@ class Attack:
             **own,
         )
         last = self.search(p)
+        if twin is not None:
+            p.confirm(call)
         if self.keep == "last":
             if last is None or len(p.decode(last)) != len(x):
                 raise bad("keep", "'last'", f"keep='best': {type(self).__name__} has no last iterate for every example")
@@ -234,7 +249,7 @@ def check_inputs(x: Any, y: Any, box: tuple[float, float] | None) -> None:
         raise bad("y", f"a label of {int(y.min())}", "labels from 0 to classes - 1")
 
 
-def _callable(model: Any, access: str) -> tuple[Callable[[Tensor], Any], nn.Module | None]:
+def callable_of(model: Any, access: str) -> tuple[Callable[[Tensor], Any], nn.Module | None]:
     """The call and, where there is one, the module behind a model."""
     if isinstance(model, nn.Module):
         return model, model
@@ -252,7 +267,7 @@ def _callable(model: Any, access: str) -> tuple[Callable[[Tensor], Any], nn.Modu
     return model, module if isinstance(module, nn.Module) else None
 
 
-def _box(model: Any) -> tuple[float, float] | None:
+def box_of(model: Any) -> tuple[float, float] | None:
     space = getattr(model, "space", None)
     return space.box if space is not None and hasattr(space, "box") else (0.0, 1.0)
 
@@ -262,7 +277,7 @@ def _default_block(x: Tensor) -> int:
     return max(16, (1 << (24 if x.is_cuda else 20)) // x[0].numel())
 
 
-def _cuda(x: Tensor) -> list[int]:
+def cuda_of(x: Tensor) -> list[int]:
     return [x.device.index or 0] if x.is_cuda else []
 
 

@@ -1,0 +1,228 @@
+"""AutoAttack: the standard ensemble of parameter-free attacks, each on the examples that the ones before it left standing."""
+
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, nullcontext
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from withstand.attacks.apgd import APGD, APGDT
+from withstand.attacks.engine import Attack, AttackResult, Problem
+from withstand.attacks.engine.prepare import prepared
+from withstand.attacks.engine.run import box_of, callable_of, check_inputs, cuda_of
+from withstand.attacks.fab import FAB, FABT
+from withstand.attacks.square import Square
+from withstand.attacks.views import EOT
+from withstand.errors import bad
+from withstand.models.state import frozen
+from withstand.objectives import DLR, CrossEntropy, Margin, TargetedDLR, TargetedMargin, at, best_other
+from withstand.protocols import Flag
+from withstand.random import derive
+from withstand.registry import component, replace
+from withstand.threats import L1, L2, Linf, ThreatField
+
+
+@component("attack", "autoattack", systems=("classic_attacks",))
+class AutoAttack(Attack):
+    """AutoAttack: APGD, targeted APGD, FAB and Square, one after the other on what still stands.
+
+    version: "standard" = apgd-ce, apgd-t, fab-t, square; "plus" = apgd-ce, apgd-dlr and fab with five restarts each,
+    square, apgd-t, fab-t; "rand" = apgd-ce and apgd-dlr with gradients averaged over 20 passes, for randomised models.
+    Under L1, "standard" runs apgd-ce five times and apgd-t against five targets, both through larger balls, and leaves
+    out square, which has no L1 form here. steps of the gradient attacks, queries of square: the official numbers.
+
+    An example counts as broken if the model itself misclassifies the point that was found, in one more pass. Points that
+    withstood come back unchanged. `notes` of a run: "robust_accuracy" and "seconds" after each attack (shares of all
+    points; "clean" first), "broken_by" int64 [N] (a position in "attacks", -1: withstood), "targets", and "flags", the
+    findings of the official checks. With fewer than 11 classes there are fewer than 9 targets; with fewer than four
+    (three), the targeted (untargeted) DLR gives way to the margin.
+
+    Reference: Croce, Hein, "Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free
+    attacks", 2020, arXiv 2003.01690.
+    """
+
+    threat: ThreatField = Linf(8 / 255)
+    version: Literal["standard", "plus", "rand"] = "standard"
+    steps: int = 100
+    queries: int = 5000
+
+    def __post_init__(self) -> None:
+        if type(self.threat) not in (Linf, L2, L1) or self.threat.eps is None:
+            raise bad("threat", repr(self.threat), "linf, l2 or l1 with a radius, e.g. linf(8/255)")
+        if self.keep == "last" or not self.active:
+            raise bad("keep", f"{self.keep!r} with active={self.active}", "keep='best' and active=True for autoattack")
+        self.attacks(10)
+
+    def attacks(self, classes: int) -> dict[str, Attack]:
+        """The attacks of this version for a model with so many classes, in their order."""
+        t, sparse = self.threat, isinstance(self.threat, L1)
+        dlr = DLR() if classes >= 3 else Margin()
+        targeted = TargetedDLR() if classes >= 4 else TargetedMargin()
+        count = max(min(9, classes - 1), 1)
+        common: dict[str, Any] = {"steps": self.steps, "mode": self.mode}
+        square = {} if sparse else {"square": Square(t, self.queries, rescale=False, mode=self.mode)}
+        fab_t = FABT(t, count, **common)
+        if self.version == "rand":
+            common["views"] = (EOT(20),)
+            return {"apgd-ce": APGD(t, CrossEntropy(), **common), "apgd-dlr": APGD(t, dlr, **common)}
+        if self.version == "plus":
+            return {
+                "apgd-ce": APGD(t, CrossEntropy(), restarts=5, **common),
+                "apgd-dlr": APGD(t, dlr, restarts=5, **common),
+                "fab": FAB(t, restarts=5, **common),
+                **square,
+                "apgd-t": APGDT(t, targeted, count, **common),
+                "fab-t": fab_t,
+            }
+        return {
+            "apgd-ce": APGD(t, CrossEntropy(), restarts=5 if sparse else 1, larger_eps=sparse, **common),
+            "apgd-t": APGDT(t, targeted, min(count, 5) if sparse else count, larger_eps=sparse, **common),
+            "fab-t": fab_t,
+            **square,
+        }
+
+    def run(
+        self,
+        model: Any,
+        x: Tensor,
+        y: Tensor | None = None,
+        *,
+        seed: int = 0,
+        ids: Tensor | None = None,
+        block: int | None = None,
+        box: tuple[float, float] | Literal["model"] | None = "model",
+        precision: torch.dtype | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> AttackResult:
+        box = box_of(model) if box == "model" else box
+        check_inputs(x, y, box)
+        call, module = callable_of(model, self.access)
+        ids = torch.arange(len(x)) if ids is None else ids
+        context: dict[str, Any] = {"block": block, "box": box, "precision": precision}
+        with ExitStack() as stack:
+            stack.enter_context(frozen(module, self.mode) if module is not None else nullcontext())
+            stack.enter_context(torch.random.fork_rng(cuda_of(x)))
+            look = _Look(threat=Linf(0.0), mode=self.mode)
+            started = time.perf_counter()
+            found = look.run(call, x, y, seed=seed, ids=ids, **context)
+            logits: Tensor = found.notes["logits"]
+            y = logits.argmax(1) if y is None else y
+            flags = self._flags_before(call, look, x, logits, seed, context)
+            twin = prepared(call, module, x) if self.mode == "eval" and precision is None else None
+            attacks = self.attacks(logits.shape[1])
+            names = ["clean", *attacks]
+            stands = logits.argmax(1) == y
+            broken_by = torch.where(stands, -1, 0)
+            x_adv, value = x.clone(), best_other(logits, y) - at(logits, y)
+            forwards, backwards = found.forwards.clone(), found.backwards.clone()
+            cost = torch.where(stands, -1, 1)
+            accuracy, seconds = {"clean": _share(stands)}, {"clean": time.perf_counter() - started}
+            vanishing = torch.zeros_like(stands)
+            for position, (name, attack) in enumerate(attacks.items(), 1):
+                rows, started = stands.nonzero().flatten(), time.perf_counter()
+                if len(rows):
+                    own = replace(attack, threat=self.threat.take(rows))
+                    r = own.run(
+                        call if twin is None else twin,
+                        x[rows], y[rows], seed=derive(seed, name), ids=ids[rows.to(ids.device)], **context,
+                    )  # fmt: skip
+                    spent = forwards[rows] + backwards[rows]
+                    forwards[rows] += r.forwards
+                    backwards[rows] += r.backwards
+                    if "dlr" in repr(getattr(attack, "objective", "")) and "zero_gradient" in r.notes:
+                        vanishing[rows] |= r.notes["zero_gradient"]
+                    hit = r.success.nonzero().flatten()
+                    if len(hit):
+                        z, labels = r.x_adv[hit], y[rows[hit]]
+                        again = look.run(call, z, labels, seed=derive(seed, name), ids=ids[rows[hit].cpu()], **context)
+                        forwards[rows[hit]] += 1
+                        wrong = again.notes["logits"].argmax(1) != labels
+                        hit, logits = hit[wrong], again.notes["logits"][wrong]
+                        taken = rows[hit]
+                        x_adv[taken] = r.x_adv[hit]
+                        value[taken] = best_other(logits, y[taken]) - at(logits, y[taken])
+                        cost[taken] = (spent + r.cost_at_success)[hit]
+                        broken_by[taken] = position
+                        stands[taken] = False
+                accuracy[name], seconds[name] = _share(stands), time.perf_counter() - started
+                if progress is not None:
+                    progress(len(x) * position // len(attacks))
+        flags += self._flags_after(accuracy, int(vanishing.sum()))
+        notes = {
+            "attacks": names,
+            "robust_accuracy": accuracy,
+            "seconds": {k: round(v, 3) for k, v in seconds.items()},
+            "broken_by": broken_by,
+            "targets": getattr(attacks.get("apgd-t"), "targets", 0),
+            "flags": flags,
+        }
+        distance = self.threat.distance(x.double(), x_adv.double()).to(x.dtype)
+        return AttackResult(x_adv, ~stands, value, distance, forwards, backwards, cost, notes)
+
+    def _flags_before(
+        self, call: Any, look: "_Look", x: Tensor, logits: Tensor, seed: int, context: dict[str, Any]
+    ) -> list[Flag]:
+        """The official checks of the model; they cost five passes of up to 250 examples."""
+        few, flags = x[:250], []
+        with _Calls() as inside:
+            looks = [look.run(call, few, seed=derive(seed, "look", i), **context).notes["logits"] for i in range(4)]
+        if inside.differentiates:
+            flags.append(_flag("dynamic", "the model computes gradients inside its forward pass", "Use an adaptive attack."))
+        if self.version != "rand":
+            units = torch.stack([z / (z.norm(dim=1, keepdim=True) + 1e-10) for z in [logits[:250], *looks]])
+            spread = float((units[:, None] - units[None]).norm(dim=3).max())
+            if spread > 1e-4:
+                said = f"its outputs differ by up to {spread:.2g} (unit-normalised) over five passes of the same input"
+                flags.append(_flag("randomised", said, 'Use version="rand".'))
+        sums = (logits.sum(1) - 1).abs().max()
+        if float(logits.max()) < 1 + 1e-5 and float(logits.min()) > -1e-5 and float(sums) < 1e-5:
+            flags.append(_flag("probabilities", "the outputs look like probabilities", "Give the logits."))
+        if self.version != "rand" and logits.shape[1] < 10:
+            said = f"{logits.shape[1]} classes allow {logits.shape[1] - 1} targets instead of 9"
+            flags.append(_flag("few_classes", said, "Nothing to do: all other classes are tried."))
+        return flags
+
+    def _flags_after(self, accuracy: dict[str, float], vanishing: int) -> list[Flag]:
+        flags = []
+        if vanishing:
+            said = f"{vanishing} examples have a zero gradient where a DLR attack starts"
+            flags.append(_flag("zero_gradient", said, "Gradients are masked: try BPDA or a black-box attack."))
+        others = [v for k, v in accuracy.items() if k != "square"]
+        if "square" in accuracy and len(others) > 1:
+            before = min(others[: list(accuracy).index("square")])
+            if accuracy["square"] < before - 0.002:
+                said = f"square, which sees scores only, lowered the accuracy by {before - accuracy['square']:.2%}"
+                flags.append(_flag("square_wins", said, "Gradient attacks fail here: run square for longer, or adapt."))
+        return flags
+
+
+class _Look(Attack):
+    """No attack: the logits of the clean points, through the engine's blocks."""
+
+    access = "scores"
+    objective = Margin()
+
+    def search(self, p: Problem) -> None:
+        p.notes["logits"] = p.clean.logits
+
+
+class _Calls(TorchFunctionMode):
+    """Watches for derivatives that a model takes while it runs forward."""
+
+    differentiates = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (torch.autograd.grad, torch.autograd.backward, Tensor.backward):
+            self.differentiates = True
+        return func(*args, **(kwargs or {}))
+
+
+def _flag(name: str, said: str, advice: str) -> Flag:
+    return Flag(f"autoattack/{name}", "warn", said, advice)
+
+
+def _share(stands: Tensor) -> float:
+    return float(stands.double().mean())
