@@ -136,7 +136,9 @@ def test_targets_are_reached(attack):
     r = attack.run(model, x, model(x).argmax(1))
     reached = model(r.x_adv).argmax(1) == 3
     assert torch.equal(reached, r.success)
-    assert r.success.float().mean() > (0.25 if isinstance(attack, A.JSMA) else 0.6), "raising values cannot do everything"
+    assert r.success.float().mean() > (0.25 if isinstance(attack, A.JSMA) else 0.6), (
+        "raising values cannot do everything"
+    )
 
 
 def test_each_example_may_have_its_own_target_whatever_the_blocks():
@@ -219,6 +221,7 @@ def test_the_minimiser_agrees_with_scipy(box):
     solved[alive] = minimise(loss, start, box, 300, keep_only, tolerance=1e-7)
     assert len(alive) == 0, "all rows converge"
     for i in range(n):
+
         def one(v, i=i):
             delta = v - centre[i].numpy()
             return delta @ hessian[i].numpy() @ delta / 2 + (delta**4).sum()
