@@ -10,6 +10,7 @@ from withstand.report.figures import NARROW, Drawing, both, picture
 from withstand.report.svg import tag
 
 _MOST_CELLS = 2500
+_INVERTED = 0.775  # from this darkness on, white reads better than black on the page's heat colour (dark theme: black)
 
 
 def scale_of(shown: Sequence[dict[str, Any]]) -> tuple[float, float]:
@@ -94,7 +95,7 @@ def _heatmap(
             inside.append(tag("rect", class_=kind, x=x, y=y, **size, fill_opacity=shade, data_tip=tip))
             text = _in_cell(value, unit, across)
             if text and down >= 15:
-                kind = "in dark" if dark > 0.74 else "in"
+                kind = "in dark" if dark > _INVERTED else "in"
                 inside.append(tag("text", text, class_=kind, x=x + across / 2 - 0.75, y=y + down / 2 + 3.5))
     return inside, max(right, left + svg.width_of(data["column_label"])) + 2, bottom + 4
 
