@@ -53,11 +53,12 @@ def card(folder: Path | None = None, models: int = 2, shots: int = 30, complete:
         versions={"withstand": "0.1.0", "python": "3.11.7", "torch": "2.15.0", "numpy": "2.2.1", "timm": "1.0.22"},
         git={"commit": "8b9c2117a2f4", "branch": "main", "dirty": False},
         models={
-            n: {"spec": f"cnn_a.py:build weights={i}.safetensors", "fingerprint": f"sha256:{i}f3a91c0e7d2", "classes": 10,
-                "parameters": 1_146_026 + i, "access": ["gradients", "scores", "decision"]}
+            n: {"spec": f"cnn_a.py:build weights={i}.safetensors", "fingerprint": f"sha256:{i}f3a91c0e7d2",
+                "classes": 10, "parameters": 1_146_026 + i, "access": ["gradients", "scores", "decision"]}
             for i, n in enumerate(names)
         },
-        data={"name": "cifar10", "fingerprint": "sha256:77b1e09a", "examples": 1000, "shape": [3, 32, 32], "classes": 10},
+        data={"name": "cifar10", "fingerprint": "sha256:77b1e09a", "examples": 1000, "shape": [3, 32, 32],
+              "classes": 10},
         verdict={n: _verdict(i) for i, n in enumerate(names)},
         results=results,
         comparisons=_comparisons(names),
@@ -73,12 +74,12 @@ def card(folder: Path | None = None, models: int = 2, shots: int = 30, complete:
 def _verdict(i: int) -> str:
     if i == 0:
         return (
-            "Right on 87 of 100 clean images, but changes of 2/255 per pixel, too small to see, leave it right on none; "
-            "ordinary noise and blur cost it a third of its accuracy."
+            "Right on 87 of 100 clean images, but changes of 2/255 per pixel, too small to see, leave it right on "
+            "none; ordinary noise and blur cost it a third of its accuracy."
         )
     return (
-        "Right on 71 of 100 clean images and still on 47 when an attacker may change every pixel by 2/255; do not rely on "
-        "it at 8/255, nor to notice unfamiliar inputs."
+        "Right on 71 of 100 clean images and still on 47 when an attacker may change every pixel by 2/255; do not rely "
+        "on it at 8/255, nor to notice unfamiliar inputs."
     )
 
 
@@ -121,9 +122,10 @@ def _results(i: int, model: str, folder: Path | None, shots: int) -> list[CheckR
                 "series": [{"name": "AutoAttack", "values": classes, "low": [s[0] for s in spans],
                             "high": [s[1] for s in spans]}]},
                 "Stems start at zero; the thin line is the 95% interval over 100 examples of the class."),
-            Figure("gallery", "Broken at the smallest change", _gallery(i, folder, shots), "The attacks' findings at 2/255."),
+            Figure("gallery", "Broken at the smallest change", _gallery(i, folder, shots),
+                   "The attacks' findings at 2/255."),
         ], flags=_flags(i), seconds=412.0 + 30 * i, cost={"forwards": 512_400, "backwards": 431_118, "examples": 1000}),
-        CheckResult(model, "black_box", "Black-box attack", "black_box(attack=square(linf(8/255), queries=3000))", metrics=[
+        CheckResult(model, "black_box", "Black-box attack", "black_box(attack=square(linf(8/255)))", metrics=[
             proportion("black_box_accuracy", left[-1], 200, threat="linf", eps=8 / 255, queries=3000),
             Metric("median_queries", 142.0 + 900 * i, 101.0 + 700 * i, 207.0 + 1300 * i, "bootstrap", 200, "queries"),
         ], figures=[Figure("curve", "Queries to success", {
@@ -139,7 +141,8 @@ def _results(i: int, model: str, folder: Path | None, shots: int) -> list[CheckR
                    {"reference": "alexnet"}),
         ], figures=[Figure("heatmap", "Accuracy by corruption and severity", {
             "row_label": "Corruption", "column_label": "Severity", "rows": list(KINDS), "columns": [1, 2, 3, 4, 5],
-            "values": kinds, "unit": "share", "better": "higher"}, "frost* is procedural: the original needs photographs.")],
+            "values": kinds, "unit": "share", "better": "higher"},
+                "frost* is procedural: the original needs photographs.")],
             seconds=61.3, cost={"forwards": 95_000, "backwards": 0, "examples": 1000}),
         CheckResult(model, "unfamiliar", "Unfamiliar inputs", "unfamiliar(against='svhn')", metrics=[
             Metric("auroc", 0.871 - 0.09 * i, 0.86 - 0.09 * i, 0.882 - 0.09 * i, "bootstrap", 2000, "share", "higher",
@@ -158,7 +161,9 @@ def _results(i: int, model: str, folder: Path | None, shots: int) -> list[CheckR
 
 def _flags(i: int) -> list[Flag]:
     passes = [
-        Flag("deterministic", "pass", "The same input gave the same logits three times.", evidence={"largest_gap": 0.0}),
+        Flag(
+            "deterministic", "pass", "The same input gave the same logits three times.", evidence={"largest_gap": 0.0}
+        ),
         Flag("logits", "pass", "The outputs are logits: rows do not sum to one.", evidence={"mean_sum": 3.71}),
         Flag("loss_rises", "pass", "The loss rose with the steps of the attack on 99.2% of the examples."),
         Flag("eps_rises", "pass", "A larger radius never left more examples right."),
@@ -168,12 +173,13 @@ def _flags(i: int) -> list[Flag]:
         return passes
     return [
         *passes,
-        Flag("transfer_stronger", "warn", "Examples made against the other model break this one more often than its own at "
-             "1/255 (61.0% against 58.3%).", "Run the attack with more restarts or a different objective before quoting "
-             "the number at 1/255.", {"transfer_success": 0.61, "white_box_success": 0.583, "eps": 1 / 255}),
-        Flag("zero_gradients", "fail", "For 23.4% of the examples the gradient of the loss is exactly zero, so a white-box "
-             "attack has no direction to follow.", "Look at the black-box number instead, or attack the margin or DLR "
-             "objective; outputs of very large scale are the usual cause.", {"share": 0.234, "examples": 234}),
+        Flag("transfer_stronger", "warn", "Examples made against the other model break this one more often than its "
+             "own at 1/255 (61.0% against 58.3%).", "Run the attack with more restarts or a different objective before "
+             "quoting the number at 1/255.", {"transfer_success": 0.61, "white_box_success": 0.583, "eps": 1 / 255}),
+        Flag("zero_gradients", "fail", "For 23.4% of the examples the gradient of the loss is exactly zero, so a "
+             "white-box attack has no direction to follow.", "Look at the black-box number instead, or attack the "
+             "margin or DLR objective; a very large scale of the outputs is the usual cause.",
+             {"share": 0.234, "examples": 234}),
     ]  # fmt: skip
 
 
@@ -202,7 +208,8 @@ def _gallery(i: int, folder: Path | None, shots: int) -> dict[str, Any]:
             "id": int(rng.integers(1000)), "label": CLASSES[label], "clean_prediction": CLASSES[label],
             "adversarial_prediction": CLASSES[wrong if fooled else label],
             "clean_confidence": float(rng.uniform(0.5, 1)), "adversarial_confidence": float(rng.uniform(0.3, 1)),
-            "distance": float(rng.choice([0.5, 1, 2])) / 255, "condition": {"attack": "apgd-ce", "threat": "linf", "eps": 2 / 255},
+            "distance": float(rng.choice([0.5, 1, 2])) / 255,
+            "condition": {"attack": "apgd-ce", "threat": "linf", "eps": 2 / 255},
             **names,
         })  # fmt: skip
         if folder is not None:
@@ -213,7 +220,7 @@ def _gallery(i: int, folder: Path | None, shots: int) -> dict[str, Any]:
 def _images(folder: Path, names: dict[str, str], label: int, rng: np.random.Generator) -> None:
     y, x = np.mgrid[0:32, 0:32] / 31
     sky = np.stack([0.35 + 0.4 * y, 0.5 + 0.25 * y, 0.75 - 0.3 * y], -1)
-    cx, cy, r = rng.uniform(0.35, 0.65, 2).tolist() + [rng.uniform(0.18, 0.32)]
+    cx, cy, r = (*rng.uniform(0.35, 0.65, 2), rng.uniform(0.18, 0.32))
     body = (np.abs(x - cx) ** (1 + label % 3) + np.abs(y - cy) ** (1 + label % 4) < r ** (1 + label % 3))[..., None]
     clean = np.where(body, rng.uniform(0.1, 0.9, 3), sky) + rng.normal(0, 0.02, (32, 32, 3))
     change = rng.choice([-2, 0, 2], (32, 32, 3)) / 255

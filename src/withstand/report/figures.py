@@ -1,4 +1,4 @@
-"""Curves, bars and heat maps as SVG, drawn from a figure's data; each also as a table of its numbers.
+"""Curves and bars as SVG, drawn from a figure's data; each also as a table of its numbers.
 
 Figures with one title are drawn over one another: `series` merges those of several models. Colour, marker and dash all
 say which series it is, so that any one of them suffices. A curve or bars may state its "unit"; without one, values that
@@ -85,7 +85,8 @@ def key(colour: int, dash: int | None = None) -> Markup:
     return tag("svg", sign, class_="key", viewBox="0 0 28 14", width=28, height=14, aria_hidden="true")
 
 
-def _picture(name: str, title: str, description: str, width: float, height: float, inside: Iterable[Markup]) -> Markup:
+def picture(name: str, title: str, description: str, width: float, height: float, inside: Iterable[Markup]) -> Markup:
+    """An SVG picture that is named and described for those who do not see it."""
     return tag(
         "svg",
         tag("title", title, id=f"{name}-t"),
@@ -100,7 +101,8 @@ def _picture(name: str, title: str, description: str, width: float, height: floa
     )
 
 
-def _both(draw: Callable[[str, int], Markup], name: str) -> tuple[Markup, Markup]:
+def both(draw: Callable[[str, int], Markup], name: str) -> tuple[Markup, Markup]:
+    """A picture for wide pages and one for narrow ones, under ids of their own."""
     return draw(f"{name}w", WIDE), draw(f"{name}n", NARROW)
 
 
@@ -111,19 +113,19 @@ def curve(name: str, title: str, shown: Sequence[tuple[int, str, dict[str, Any]]
     """Lines with bands for their intervals, over one x axis. name: the id of the picture on the page."""
     drawn, data = series(shown, "y"), shown[0][2]
     unit = unit_of(data, drawn)
-    ticks = {x: t for _, _, d in shown for x, t in zip(d["x"], d.get("x_ticks") or [words.number(v) for v in d["x"]])}
+    ticks = {x: t for _, _, d in shown for x, t in zip(d["x"], d.get("x_ticks") or [words.bare(v) for v in d["x"]])}
     labelled = len(drawn) <= _MOST_LABELS
     said = " ".join(_in_words(s, ticks, unit) for s in drawn)
     description = f"{data['y_label']} against {data['x_label']}. {said}"
 
     def draw(one: str, width: int) -> Markup:
         inside = _curve(drawn, data, ticks, unit, width, labelled and width == WIDE)
-        return _picture(one, title, description, width, _height(width), inside)
+        return picture(one, title, description, width, _height(width), inside)
 
     columns = [data["x_label"], *(s.name for s in drawn)]
     at = [{x: i for i, x in enumerate(s.x)} for s in drawn]
     rows = [[ticks[x], *(_cell(s, i.get(x), unit) for s, i in zip(drawn, at))] for x in sorted(ticks)]
-    return Drawing(*_both(draw, name), drawn, columns, rows, labelled)
+    return Drawing(*both(draw, name), drawn, columns, rows, labelled)
 
 
 def _height(width: int) -> int:
@@ -175,11 +177,11 @@ def _curve(
     x, x_ticks = x_axis(data, ticks, left + 6, right - 4)
     inside = [tag("text", data["y_label"], class_="axis", x=0, y=14)]
     for value in y_ticks:
-        text = f"{100 * value:g}%" if unit == "share" else words.number(value)
+        text = f"{100 * value:g}%" if unit == "share" else words.bare(value)
         inside.append(tag("line", class_="grid" if value else "base", x1=left, x2=right, y1=y(value), y2=y(value)))
         inside.append(tag("text", text, class_="tick end", x=left - 7, y=y(value) + 4))
     inside += [tag("line", class_="base", x1=x(v), x2=x(v), y1=bottom, y2=bottom + 4) for v in x_ticks]
-    for position, text in svg.without_overlap([(x(v), ticks.get(v) or words.number(v)) for v in x_ticks]):
+    for position, text in svg.without_overlap([(x(v), ticks.get(v) or words.bare(v)) for v in x_ticks]):
         inside.append(tag("text", text, class_="tick middle", x=position, y=bottom + 18))
     inside.append(tag("text", data["x_label"], class_="axis middle", x=(left + right) / 2, y=height - 6))
     inside += [_line(s, x, y, ticks, unit) for s in drawn]
@@ -217,9 +219,7 @@ def _line(s: Series, x: svg.Axis, y: svg.Axis, ticks: dict[Any, str], unit: str)
     return tag("g", *inside, class_=f"series m{s.colour % COLOURS}", data_series=s.name)
 
 
-def _labels(
-    drawn: Sequence[Series], x: svg.Axis, y: svg.Axis, right: float, top: float, bottom: float
-) -> list[Markup]:
+def _labels(drawn: Sequence[Series], x: svg.Axis, y: svg.Axis, right: float, top: float, bottom: float) -> list[Markup]:
     ends = [(s, run[-1]) for s in drawn for run in runs(s)[-1:]]
     texts = [svg.wrapped(s.name, _LABEL, 12.5) for s, _ in ends]
     if len(ends) > _MOST_LABELS // 2:
@@ -257,10 +257,10 @@ def bars(name: str, title: str, shown: Sequence[tuple[int, str, dict[str, Any]]]
 
     def draw(one: str, width: int) -> Markup:
         inside, height = _bars(drawn, labels, rows, unit, width)
-        return _picture(one, title, f"{shown[0][2]['y_label']} for {len(rows)} labels. {said}", width, height, inside)
+        return picture(one, title, f"{shown[0][2]['y_label']} for {len(rows)} labels. {said}", width, height, inside)
 
     table = [[str(label), *(_cell(s, i, unit) for s in drawn)] for i, label in enumerate(labels)]
-    return Drawing(*_both(draw, name), drawn, ["", *(s.name for s in drawn)], table, note=note)
+    return Drawing(*both(draw, name), drawn, ["", *(s.name for s in drawn)], table, note=note)
 
 
 def _value(s: Series, i: int) -> float:
@@ -277,7 +277,7 @@ def _bars(
     x, x_ticks = y_axis(drawn, unit, left, width - 22)
     inside = []
     for value in x_ticks:
-        text = f"{100 * value:g}%" if unit == "share" else words.number(value)
+        text = f"{100 * value:g}%" if unit == "share" else words.bare(value)
         inside.append(tag("line", class_="grid" if value else "base", x1=x(value), x2=x(value), y1=6, y2=bottom))
         inside.append(tag("text", text, class_="tick middle", x=x(value), y=bottom + 16))
     for row, (i, text) in enumerate(zip(rows, texts)):
@@ -297,82 +297,6 @@ def _stem(s: Series, i: int, x: svg.Axis, y: float, tip: str) -> Markup:
         inside.append(tag("line", class_="whisker", x1=x(s.low[i]), x2=x(s.high[i]), y1=y, y2=y))
     inside.append(svg.marker(s.colour, x(s.y[i]), y, 3.6))
     return tag("g", *inside, class_=f"series point m{s.colour % COLOURS}", data_series=s.name, data_tip=tip)
-
-
-# Heat maps -----------------------------------------------------------------------------------------------------------
-
-
-def heat_scale(shown: Sequence[dict[str, Any]]) -> tuple[float, float]:
-    """One scale for the heat maps of all models: 0 to 1 for shares, else what the values span."""
-    values = [v for data in shown for row in data["values"] for v in row if words.is_number(v)]
-    if all(data.get("unit", "share") == "share" for data in shown) and all(0 <= v <= 1 for v in values):
-        return 0.0, 1.0
-    low, high = min(values, default=0.0), max(values, default=1.0)
-    return low, high if high > low else low + 1
-
-
-def heatmap(name: str, title: str, data: dict[str, Any], scale: tuple[float, float]) -> Drawing:
-    """Cells whose darkness grows from good to bad ("better" says which way; without it, from low to high)."""
-    unit, rows, columns = data.get("unit", "share"), data["rows"], data["columns"]
-    cells = [(v, i, j) for i, row in enumerate(data["values"]) for j, v in enumerate(row) if words.is_number(v)]
-    worst = (min if data.get("better", "higher") == "higher" else max)(cells, default=None)
-    said = f" Worst: {rows[worst[1]]}, {columns[worst[2]]}: {words.quantity(worst[0], unit)}." if worst else ""
-    description = f"{len(rows)} rows ({data['row_label']}) by {len(columns)} columns ({data['column_label']}).{said}"
-
-    def draw(one: str, width: int) -> Markup:
-        inside, across, height = _heatmap(data, unit, scale, width)
-        return _picture(one, title, description, across, height, inside)
-
-    table = [
-        [str(label), *(words.quantity(v, unit) for v in values)] for label, values in zip(rows, data["values"])
-    ]
-    head = [f"{data['row_label']} / {data['column_label']}", *map(str, columns)]
-    return Drawing(*_both(draw, name), [], head, table)
-
-
-def darkness(value: float, scale: tuple[float, float], better: str) -> float:
-    """How dark a cell is, 0 (good) to 1 (bad)."""
-    share = min(1.0, max(0.0, (value - scale[0]) / (scale[1] - scale[0])))
-    return 1 - share if better == "higher" else share
-
-
-def _heatmap(
-    data: dict[str, Any], unit: str, scale: tuple[float, float], width: int
-) -> tuple[list[Markup], float, float]:
-    rows, columns, better = data["rows"], data["columns"], data.get("better", "higher")
-    texts = [svg.shortened(str(r), 0.36 * NARROW) for r in rows]
-    left, top = max([svg.width_of(t) for t in texts], default=0) + 10, 40
-    across = max(3.0, min(56.0, (width - left - 4) / max(1, len(columns))))
-    down = max(3.0, min(23.0, 1200 / max(1, len(rows))))
-    right, bottom = left + across * len(columns), top + down * len(rows)
-    inside = [tag("text", data["column_label"], class_="axis", x=left, y=14)]
-    for position, text in svg.without_overlap([(left + across * (j + 0.5), str(c)) for j, c in enumerate(columns)], 11):
-        inside.append(tag("text", svg.shortened(text, max(40, 2 * across)), class_="tick middle", x=position, y=top - 8))
-    every = max(1, -(-13 // int(down)))
-    for i, text in enumerate(texts):
-        if i % every == 0:
-            inside.append(tag("text", text, class_="tick end", x=left - 8, y=top + down * (i + 0.5) + 4))
-    tips = len(rows) * len(columns) <= 1500
-    for i, values in enumerate(data["values"]):
-        for j, value in enumerate(values[: len(columns)]):
-            x, y = left + across * j, top + down * i
-            dark = darkness(value, scale, better) if words.is_number(value) else 0.0
-            tip = f"{rows[i]}, {columns[j]}: {words.quantity(value, unit)}" if tips else None
-            fill = None if not words.is_number(value) else round(0.04 + 0.9 * dark, 3)
-            inside.append(tag("rect", class_="cell" if fill else "cell void", x=x, y=y, width=max(2.0, across - 1.5),
-                              height=max(2.0, down - 1.5), fill_opacity=fill and f"{fill:g}", data_tip=tip))  # fmt: skip
-            text = _in_cell(value, unit, across)
-            if text and down >= 15:
-                shade = "in dark" if dark > 0.74 else "in"
-                inside.append(tag("text", text, class_=shade, x=x + across / 2 - 0.75, y=y + down / 2 + 3.5))
-    return inside, max(right, left + svg.width_of(data["column_label"])) + 2, bottom + 4
-
-
-def _in_cell(value: Any, unit: str, across: float) -> str:
-    if not words.is_number(value):
-        return "–" if across >= 20 else ""
-    texts = (f"{100 * value:.1f}", f"{100 * value:.0f}") if unit == "share" else (words.number(value), words.number(value, 2))
-    return next((t for t in texts if svg.width_of(t, 11) <= across - 3), "")
 
 
 # Intervals in tables -------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from urllib.parse import quote
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from withstand.report import figures, summary, words
+from withstand.report import figures, heatmaps, summary, words
 from withstand.report.gallery import gallery
 
 _HERE = Path(__file__).parent
@@ -142,8 +142,8 @@ def _figure(
             alike.setdefault(tuple(map(str, one[2]["labels"])), []).append(one)
         made["parts"] = [("", figures.bars(name(), title, same)) for same in alike.values()]
     elif kind == "heatmap":
-        scale = figures.heat_scale([d for _, _, d in data])
-        made["parts"] = [(m, figures.heatmap(name(), f"{title}: {m}", d, scale)) for _, m, d in data]
+        scale = heatmaps.scale_of([d for _, _, d in data])
+        made["parts"] = [(m, heatmaps.heatmap(name(), f"{title}: {m}", d, scale)) for _, m, d in data]
         unit, better = data[0][2].get("unit", "share"), data[0][2].get("better", "higher")
         ends = [words.quantity(v, unit) for v in scale]
         made["ramp"] = ends[::-1] if better == "higher" else ends
@@ -177,12 +177,14 @@ def _comparisons(card: dict[str, Any]) -> dict[tuple[str, str], list[dict[str, A
         unit, better = summary.unit_of(card, c["check"], c["metric"])
         sure = c["low"] > 0 or c["high"] < 0
         up = (c["difference"] > 0) == (better != "lower")
-        made.append({
-            **c,
-            "unit": unit,
-            "word": "no clear change" if not sure else "better" if up else "worse",
-            "sign": "≈" if not sure else "▲" if up else "▼",
-        })
+        made.append(
+            {
+                **c,
+                "unit": unit,
+                "word": "no clear change" if not sure else "better" if up else "worse",
+                "sign": "≈" if not sure else "▲" if up else "▼",
+            }
+        )
     for c in made:
         reach = max(max(abs(o["low"]), abs(o["high"])) for o in made if o["unit"] == c["unit"]) or 1.0
         c["span"] = (-reach, reach)

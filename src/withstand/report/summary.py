@@ -1,4 +1,4 @@
-"""What the page and the tables show of a scorecard: who is compared on what, which flags are raised, what did not run."""
+"""What the page and the tables show of a scorecard: the numbers side by side, the flags, what did not run."""
 
 import json
 from collections import Counter
@@ -13,7 +13,7 @@ _SHOWN = 4
 
 @dataclass
 class Cell:
-    """One model's value of one metric. mark: "best" (beyond its interval), "leads" (within it) or "". reason: why empty."""
+    """One model's value of one metric. mark: "best", "leads" (by less than the interval) or "". reason: why empty."""
 
     metric: dict[str, Any] | None = None
     mark: str = ""
@@ -22,7 +22,7 @@ class Cell:
 
 @dataclass
 class Row:
-    """One metric under one condition, for all models. worst_of: of how many conditions this is the worst, if chosen so."""
+    """One metric under one condition, for all models. worst_of: how many conditions it was chosen from as the worst."""
 
     check: str
     name: str
@@ -123,7 +123,7 @@ def _told_apart(metrics: dict[str, Any], a: str, b: str, comparisons: list[dict[
 
 
 def _headline(rows: list[Row], compared: set[tuple[str, str, str]]) -> list[Row]:
-    """Up to four conditions of a metric: all, else the overall one with the compared ones or, without such, the worst."""
+    """Up to four conditions of a metric: all, else the overall one with the compared ones or, if none, the worst."""
     by_name: dict[str, list[Row]] = {}
     for row in rows:
         by_name.setdefault(row.name, []).append(row)

@@ -6,7 +6,7 @@ The page and the terminal write numbers in the same way because both ask here.
 import math
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeGuard
 
 MINUS = "\N{MINUS SIGN}"
 DASH = "\N{EN DASH}"
@@ -23,7 +23,10 @@ METRICS: dict[str, tuple[str, str]] = {
     "nll": ("Negative log-likelihood", "mean surprise at the true class; lower is better"),
     "brier": ("Brier score", "mean squared error of the predicted probabilities; lower is better"),
     "median_distance": ("Median distance to an error", "half of the examples need a smaller change to turn wrong"),
-    "mean_distance": ("Mean distance to an error", "mean size of the smallest change found that turns an example wrong"),
+    "mean_distance": (
+        "Mean distance to an error",
+        "mean size of the smallest change that turns an example wrong",
+    ),
     "corruption_accuracy": ("Accuracy on corrupted data", "share of corrupted examples that the model gets right"),
     "corruption_error": ("Error on corrupted data", "share of corrupted examples that the model gets wrong"),
     "mce": ("Mean corruption error (mCE)", "corruption errors over those of a stated reference, averaged over kinds"),
@@ -31,11 +34,14 @@ METRICS: dict[str, tuple[str, str]] = {
     "transfer_accuracy": ("Accuracy under transferred attacks", "share right on examples made against another model"),
     "black_box_accuracy": ("Accuracy under black-box attack", "share right against an attack that only sees answers"),
     "median_queries": ("Median queries to success", "half of the broken examples fell to fewer queries"),
-    "auroc": ("Unfamiliar inputs: AUROC", "chance that an unfamiliar input scores as more suspicious than a familiar one"),
+    "auroc": (
+        "Unfamiliar inputs: AUROC",
+        "chance that an unfamiliar input looks more suspicious than a familiar one",
+    ),
     "aupr": ("Unfamiliar inputs: AUPR", "area under precision against recall, unfamiliar inputs being the positives"),
     "fpr95": ("Unfamiliar inputs: FPR95", "share of the other set mistaken when 95% are found"),
 }
-_BARE = ("attack", "threat", "norm", "detector", "kind", "corruption", "reference", "model")
+_BARE = ("attack", "threat", "norm", "detector", "kind", "corruption")
 
 
 def title(name: str) -> str:
@@ -67,7 +73,13 @@ def number(value: Any, digits: int = 3) -> str:
     return MINUS + text if value < 0 else text
 
 
-def is_number(value: Any) -> bool:
+def bare(value: Any) -> str:
+    """A setting or a tick: as `number`, without zeros at the end."""
+    text = number(value)
+    return text.rstrip("0").rstrip(".") if is_number(value) and "." in text and "e" not in text else text
+
+
+def is_number(value: Any) -> TypeGuard[float]:
     """Whether a value is a finite number (truth values are not)."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
@@ -122,7 +134,7 @@ def radius(value: Any) -> str:
         steps = value * 255
         if abs(steps - round(steps * 4) / 4) < 1e-6:
             return f"{round(steps * 4) / 4:g}/255"
-    return number(value)
+    return bare(value)
 
 
 def evidence(name: str, value: Any) -> str:
@@ -131,7 +143,7 @@ def evidence(name: str, value: Any) -> str:
 
 
 def condition(values: Mapping[str, Any]) -> str:
-    """What was done to the examples, in words: {"threat": "linf", "eps": 8/255, "severity": 3} -> Linf 8/255, severity 3."""
+    """What was done to the examples: {"threat": "linf", "eps": 8 / 255, "severity": 3} -> Linf 8/255, severity 3."""
     parts, rest = [], dict(values)
     eps = rest.pop("eps", None)
     norm = next((rest.pop(key) for key in ("threat", "norm") if isinstance(rest.get(key), str)), "")
@@ -139,7 +151,7 @@ def condition(values: Mapping[str, Any]) -> str:
         shown = norm[:1].upper() + norm[1:] if norm and "(" not in norm else norm
         parts.append(f"{shown} {radius(eps)}" if norm and eps is not None else shown or f"eps {radius(eps)}")
     for key, value in rest.items():
-        shown = number(value) if is_number(value) else str(value)
+        shown = bare(value)
         parts.append(shown if key in _BARE else f"{key.replace('_', ' ')} {shown}")
     return ", ".join(parts)
 
