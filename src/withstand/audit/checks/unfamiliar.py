@@ -167,7 +167,7 @@ class Joined:
                 x = fit_input(made.x, shape) if other else made.x
                 y = torch.full((len(at),), -1) if other or made.y is None else made.y
                 parts.append(Batch(x, y, made.ids, extra={"unfamiliar": torch.full((len(at),), other)}))
-        joined = Batch.cat([Batch(p.x.to(parts[0].x), p.y, p.ids, extra=p.extra) for p in parts])
+        joined = Batch.cat(parts)
         kinds = torch.tensor([other for other, _ in order])
         place = torch.empty(len(order), dtype=torch.long)
         place[torch.cat([(~kinds).nonzero().flatten(), kinds.nonzero().flatten()])] = torch.arange(len(order))
