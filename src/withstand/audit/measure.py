@@ -13,7 +13,6 @@ from withstand.errors import bad
 from withstand.models.state import frozen
 from withstand.protocols import Batch, Context, Target
 from withstand.registry import coerce, parse, replace
-from withstand.report.words import radius
 from withstand.threats import Threat
 
 
@@ -51,9 +50,16 @@ def condition_of(attack: Attack, threat: Threat) -> dict[str, Any]:
     return said if threat.eps is None else {**said, "eps": threat.eps}
 
 
+def radius_text(eps: float) -> str:
+    """A radius as it is usually written: 8/255, or 0.3."""
+    steps = eps * 255
+    quarters = abs(steps * 4 - round(steps * 4)) < 1e-6 and abs(eps - round(eps, 3)) > 1e-9
+    return f"{round(steps * 4) / 4:g}/255" if quarters else f"{eps:g}"
+
+
 def threat_text(threat: str, eps: float | None = None) -> str:
     """A threat in words: Linf 8/255."""
-    return threat.capitalize() + (f" {radius(eps)}" if eps is not None else "")
+    return threat.capitalize() + (f" {radius_text(eps)}" if eps is not None else "")
 
 
 def labelled(shard: Batch) -> tuple[Tensor, Tensor, Tensor]:
@@ -98,13 +104,13 @@ def run_attack(attack: Attack, model: Any, x: Tensor, y: Tensor, ids: Tensor, ct
 def attack_passes(attack: Any, target: Target) -> float:
     """At most how many forward-and-gradient passes an attack makes on one example.
 
-    A pass without a gradient counts half where the target has gradients. An attack that has a method `passes(target)` is
-    asked; for others the budgets are multiplied: steps x restarts x searches x targets x samples, with a gradient for
-    each class where the attack takes the whole Jacobian, plus queries.
+    A pass without a gradient counts half where the target has gradients. The attack's budgets are multiplied: steps x
+    restarts x searches x targets x samples, with a gradient for each class where the attack takes the whole Jacobian; plus
+    queries.
     """
-    if hasattr(attack, "passes"):
-        return attack.passes(target)
     name, classes = getattr(attack, "component_name", ""), target.space.classes or 1000
+    if name == "autoattack":  # every part on everything, one look at what each found, six for its own checks
+        return 8.0 + sum(1 + attack_passes(part, target) for part in attack.attacks(classes).values())
     size = math.prod(s or 1 for s in target.space.shape or (3, 224, 224))
     runs = getattr(attack, "restarts", 1) * getattr(attack, "searches", 1)
     if isinstance(targets := getattr(attack, "targets", None), int):

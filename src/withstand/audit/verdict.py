@@ -1,8 +1,8 @@
 """One sentence about a model that a manager understands."""
 
+from withstand.audit.measure import radius_text
 from withstand.audit.scorecard import Scorecard
 from withstand.protocols import Metric
-from withstand.report.words import radius
 
 NONE = 0.005
 """Below this share an accuracy is called none: it rounds to 0 %."""
@@ -15,7 +15,7 @@ def verdict(card: Scorecard, model: str) -> str:
         return "Ordinary accuracy was not measured, so there is nothing to compare with."
     thing = "images" if len(card.data.get("shape") or ()) == 3 else "inputs"
     said = f"Right on {_share(clean[0])} of ordinary {thing}"
-    corrupted = [m for _, m in card.metrics("corruption_accuracy", model) if "corruption" not in m.condition]
+    corrupted = [m for _, m in card.metrics("corruption_accuracy", model)]
     if corrupted:
         said += f", on {_share(corrupted[0])} of blurred, noisy or otherwise corrupted ones"
     attacked = _worst(card, model)
@@ -53,11 +53,11 @@ def _means(metric: Metric, thing: str) -> str:
     one = thing.removesuffix("s")
     if threat == "linf":
         unit = "pixel" if thing == "images" else "value"
-        what = f"each {unit} may change by {radius(eps)}"
+        what = f"each {unit} may change by {radius_text(eps)}"
     elif threat == "l0":
         what = f"{eps:g} values of each {one} may change"
     else:
-        what = f"each {one} may change by {radius(eps)} ({threat.capitalize()})"
+        what = f"each {one} may change by {radius_text(eps)} ({threat.capitalize()})"
     if metric.name == "black_box_accuracy":
         what += f" by someone who sees only its answers, {metric.condition.get('queries', 0):,} at most"
     return what

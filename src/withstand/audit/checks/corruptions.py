@@ -101,7 +101,7 @@ class Corruptions(Check):
         found = Findings([_mean("corruption_accuracy", own[:, 1 : 1 + len(common) * levels], asked)])
         for i, name in enumerate(names):
             cells = own[:, 1 + i * levels : 1 + (i + 1) * levels]
-            found.metrics.append(_mean("corruption_accuracy", cells, {"corruption": name, **asked}))
+            found.metrics.append(_mean("accuracy", cells, {"corruption": name, **asked}))
         if self.severities == LEVELS:
             reference = self._right(rows, names, "reference")
             said = "the given reference model" if len(reference) else ""

@@ -17,12 +17,12 @@ from withstand.audit.measure import (
     confidence,
     labelled,
     predict,
+    radius_text,
     run_attack,
 )
 from withstand.errors import bad
 from withstand.protocols import Batch, Context, Figure, Findings, Row, Target
 from withstand.registry import component, replace
-from withstand.report.words import radius
 from withstand.threats import Linf, ThreatField
 
 SHARES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0)
@@ -104,7 +104,7 @@ class Curve(Check):
             "x_label": f"{norm} radius of the change",
             "y_label": "accuracy",
             "x": list(radii),
-            "x_ticks": [radius(eps) for eps in radii],
+            "x_ticks": [radius_text(eps) for eps in radii],
             "series": [
                 {
                     "name": named["attack"],
