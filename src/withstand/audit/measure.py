@@ -1,5 +1,6 @@
 """What the checks do to a target: predict, attack, count; and how they name what they did."""
 
+import math
 from typing import Annotated, Any
 
 import torch
@@ -13,6 +14,10 @@ from withstand.models.state import frozen
 from withstand.protocols import Batch, Context, Target
 from withstand.registry import coerce, parse, replace
 from withstand.threats import Threat
+
+
+JACOBIAN = ("deepfool", "fab", "jsma")
+"""Attacks that take a gradient for each class at every step."""
 
 
 def _optional(value: Any) -> Any:
@@ -47,8 +52,9 @@ def condition_of(attack: Attack, threat: Threat) -> dict[str, Any]:
 
 def radius_text(eps: float) -> str:
     """A radius as it is usually written: 8/255, or 0.3."""
-    pixels = round(eps * 510) / 2
-    return f"{pixels:g}/255" if pixels and abs(pixels / 255 - eps) < 1e-9 else f"{eps:g}"
+    steps = eps * 255
+    quarters = abs(steps * 4 - round(steps * 4)) < 1e-6 and abs(eps - round(eps, 3)) > 1e-9
+    return f"{round(steps * 4) / 4:g}/255" if quarters else f"{eps:g}"
 
 
 def threat_text(threat: str, eps: float | None = None) -> str:
@@ -98,21 +104,25 @@ def run_attack(attack: Attack, model: Any, x: Tensor, y: Tensor, ids: Tensor, ct
 def attack_passes(attack: Any, target: Target) -> float:
     """At most how many forward-and-gradient passes an attack makes on one example.
 
-    A pass without a gradient counts half where the target has gradients. An attack that has a method `passes(target)`
-    is asked; for others its budgets are multiplied: steps x restarts x targets x searches x EOT samples, plus queries.
+    A pass without a gradient counts half where the target has gradients. The attack's budgets are multiplied: steps x
+    restarts x searches x targets x samples, with a gradient for each class where the attack takes the whole Jacobian; plus
+    queries.
     """
-    if hasattr(attack, "passes"):
-        return attack.passes(target)
-    classes = target.space.classes or 1000
-    factor = 1
-    for name in ("restarts", "searches"):
-        factor *= int(getattr(attack, name, 1) or 1)
+    name, classes = getattr(attack, "component_name", ""), target.space.classes or 1000
+    if name == "autoattack":  # every part on everything, one look at what each found, six for its own checks
+        return 8.0 + sum(1 + attack_passes(part, target) for part in attack.attacks(classes).values())
+    size = math.prod(s or 1 for s in target.space.shape or (3, 224, 224))
+    runs = getattr(attack, "restarts", 1) * getattr(attack, "searches", 1)
     if isinstance(targets := getattr(attack, "targets", None), int):
-        factor *= min(targets, max(classes - 1, 1))
+        runs *= max(1, min(targets, classes - 1))
     for view in getattr(attack, "views", ()):
-        factor *= int(getattr(view, "samples", 1)) + 1
-    steps = int(getattr(attack, "steps", 1) or 1)
+        runs *= getattr(view, "samples", 1) + 1
+    gradients = min(classes, getattr(attack, "candidates", classes)) if name in JACOBIAN else 1
+    steps = getattr(attack, "steps", 1)
+    if name == "jsma":
+        steps = math.ceil(attack.gamma * size / 2) + 1
+    if name == "lbfgs":
+        steps = 1.25 * steps + 1  # a line search may look several times; torch stops at 5/4 evaluations for each step
+    looks = getattr(attack, "queries", 0) + getattr(attack, "samples", 0)
     each = 0.5 if "gradients" in target.access else 1.0
-    return 2.0 + factor * (steps + 2.0) + each * int(getattr(attack, "queries", 0) or 0)
-
-
+    return 2.0 + runs * (steps + 3) * (1 + gradients) / 2 + each * looks

@@ -117,15 +117,17 @@ def make_plan(
     block: int | None = None,
 ) -> Plan:
     """Load what an audit works on and refuse what does not fit together; see `audit` for the arguments."""
-    chosen = checks_of(preset, checks)
     device = _device(device)
+    targets, examples = _models(models, device), as_dataset(data)
+    access = frozenset().union(*(t.access for t in targets.values()))
+    chosen = checks_of(preset, checks, examples.space, given or {}, access)
     needs = {need.name: need.what for check in chosen.values() for need in check.needs}
     for name in given or {}:
         if name not in needs:
             raise unknown("given", name, needs) if needs else bad("given", name, "nothing: no check of this audit asks")
     plan = Plan(
-        models=_models(models, device),
-        data=as_dataset(data),
+        models=targets,
+        data=examples,
         checks=chosen,
         given={name: _given(name, thing, needs[name], device) for name, thing in (given or {}).items()},
         preset="" if checks else preset,

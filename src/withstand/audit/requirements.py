@@ -2,7 +2,7 @@
 
 robust_accuracy@linf:8/255=0.30          every model, under this threat, at least 0.30
 after/robust_accuracy@linf:8/255=0.30    only the model named "after"
-corruption_accuracy@fog@3=50%            conditions of any name, by their values
+accuracy@fog=50%                         conditions of any name, by their values
 ece=0.05                                 lower is better for this metric: at most 0.05
 """
 

@@ -1,20 +1,86 @@
 """One sentence about a model that a manager understands."""
 
+from withstand.audit.measure import radius_text
 from withstand.audit.scorecard import Scorecard
+from withstand.protocols import Metric
+
+NONE = 0.005
+"""Below this share an accuracy is called none: it rounds to 0 %."""
 
 
 def verdict(card: Scorecard, model: str) -> str:
-    """What the model withstands, and whether the numbers can be trusted."""
-    clean = card.metrics("clean_accuracy", model)
-    robust = card.metrics("robust_accuracy", model)
+    """What the model withstands, how that compares with its ordinary accuracy, and whether to believe it."""
+    clean = [m for _, m in card.metrics("clean_accuracy", model)]
     if not clean:
-        return "Clean accuracy was not measured."
-    said = f"Right on {clean[0][1].value:.0%} of ordinary inputs"
-    if robust:
-        worst = min(robust, key=lambda r: r[1].value)[1]
-        said += f", and on {worst.value:.0%} when someone may change each input by {worst.condition.get('threat')}"
-    fails = [f.name for r in card.results if r.model == model for f in r.flags if f.level == "fail"]
-    warns = [f.name for r in card.results if r.model == model for f in r.flags if f.level == "warn"]
+        return "Ordinary accuracy was not measured, so there is nothing to compare with."
+    thing = "images" if len(card.data.get("shape") or ()) == 3 else "inputs"
+    said = f"Right on {_share(clean[0])} of ordinary {thing}"
+    corrupted = [m for _, m in card.metrics("corruption_accuracy", model)]
+    if corrupted:
+        said += f", on {_share(corrupted[0])} of blurred, noisy or otherwise corrupted ones"
+    attacked = _worst(card, model)
+    if attacked is None:
+        return _started(card, f"{said}; how it fares when someone tries to fool it was not measured.")
+    ordinary, left = max(clean[0].value, 1e-9), attacked.value
+    joint = ", and still" if left / ordinary >= 0.8 else ", but"
+    said += f"{joint} on {_share(attacked)} once {_means(attacked, thing)}"
+    flags = [f for r in card.results if r.model == model for f in r.flags]
+    fails = list(dict.fromkeys(f.name for f in flags if f.level == "fail"))
     if fails:
-        return f"{said}; do not trust the second number: {', '.join(fails)}."
-    return f"{said}; {len(warns)} warnings about how far to trust that." if warns else f"{said}."
+        return _started(card, f"{said}; that last number cannot be trusted, since the attacks fail here ({', '.join(fails)}).")
+    warns = sum(f.level == "warn" for f in flags)
+    doubt = f" ({warns} warning{'s' if warns > 1 else ''} about how far to trust this)" if warns else ""
+    return _started(card, f"{said}: {_advice(left, ordinary)}{doubt}.")
+
+
+def _worst(card: Scorecard, model: str) -> Metric | None:
+    """The lowest accuracy under attack; where that is none, at the smallest radius at which it is."""
+    found = [m for _, m in card.metrics("robust_accuracy", model)]
+    found = found or [m for _, m in card.metrics("black_box_accuracy", model)]
+    if not found:
+        return None
+    worst = min(found, key=lambda m: m.value)
+    if worst.value >= NONE:
+        return worst
+    curve = card.metrics("curve_accuracy", model, threat=worst.condition.get("threat"))
+    gone = [m for m in (worst, *(m for _, m in curve)) if m.value < NONE]
+    return min(gone, key=lambda m: m.condition.get("eps", float("inf")))
+
+
+def _means(metric: Metric, thing: str) -> str:
+    """The threat in words: who may change what by how much."""
+    threat, eps = str(metric.condition.get("threat", "")), metric.condition.get("eps", 0.0)
+    one = thing.removesuffix("s")
+    if threat == "linf":
+        unit = "pixel" if thing == "images" else "value"
+        what = f"each {unit} may change by {radius_text(eps)}"
+    elif threat == "l0":
+        what = f"{eps:g} values of each {one} may change"
+    else:
+        what = f"each {one} may change by {radius_text(eps)} ({threat.capitalize()})"
+    if metric.name == "black_box_accuracy":
+        what += f" by someone who sees only its answers, {metric.condition.get('queries', 0):,} at most"
+    return what
+
+
+def _advice(left: float, ordinary: float) -> str:
+    kept = left / ordinary
+    if kept < 0.1:
+        return "do not use it where someone gains from fooling it"
+    if kept < 0.5:
+        return "someone who tries to fool it will mostly succeed"
+    if kept < 0.8:
+        return f"someone who tries to fool it takes away {1 - kept:.0%} of what it gets right".replace("%", " %")
+    return "it withstands such changes"
+
+
+def _share(metric: Metric) -> str:
+    """A share as people say it: 91 %, about 34 % where the interval is wider than ten points, none."""
+    if metric.value < NONE:
+        return "none"
+    wide = metric.low is not None and metric.high is not None and metric.high - metric.low > 0.1
+    return ("about " if wide else "") + f"{metric.value:.0%}".replace("%", " %")
+
+
+def _started(card: Scorecard, sentence: str) -> str:
+    return sentence if card.complete else f"So far, with work left: {sentence[0].lower()}{sentence[1:]}"

@@ -1,5 +1,6 @@
 """Accuracy under the common corruptions."""
 
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
@@ -74,7 +75,11 @@ class Corruptions(Check):
             )
         cells = [("none", 0), *((kind, severity) for kind in self.kinds for severity in self.severities)]
         for done, (kind, severity) in enumerate(cells):
-            changed = x if kind == "none" else corrupt(x, kind, severity, seed=ctx.seed, ids=ids)
+            changed = x
+            if kind != "none":
+                with warnings.catch_warnings():  # about the size, which the caption states
+                    warnings.simplefilter("ignore")
+                    changed = corrupt(x, kind, severity, seed=ctx.seed, ids=ids)
             condition: dict[str, Any] = {"corruption": reported_name(kind) if severity else kind, "severity": severity}
             guess = predict(target, changed, ctx).argmax(1).tolist()
             for id_, label, prediction in zip(ids.tolist(), y.tolist(), guess):
@@ -96,7 +101,7 @@ class Corruptions(Check):
         found = Findings([_mean("corruption_accuracy", own[:, 1 : 1 + len(common) * levels], asked)])
         for i, name in enumerate(names):
             cells = own[:, 1 + i * levels : 1 + (i + 1) * levels]
-            found.metrics.append(_mean("corruption_accuracy", cells, {"corruption": name, **asked}))
+            found.metrics.append(_mean("accuracy", cells, {"corruption": name, **asked}))
         if self.severities == LEVELS:
             reference = self._right(rows, names, "reference")
             said = "the given reference model" if len(reference) else ""
@@ -113,8 +118,10 @@ class Corruptions(Check):
             "unit": "share",
             "better": "higher",
         }
-        caption = f"Accuracy on {n} images; without corruption {own[:, 0].mean():.1%}. " + (
-            "frost* uses procedural textures in place of the original photographs, so it compares with no published figure."
+        caption = (
+            f"Accuracy on {n} images; without corruption {own[:, 0].mean():.1%}. Severities are those defined for images of 32 "
+            "or 224 pixels, whichever is nearer; at other sizes they compare with no published figure. frost* uses procedural "
+            "textures in place of the original photographs."
         )
         found.figures.append(Figure("heatmap", "Common corruptions", data, caption))
         return found

@@ -60,7 +60,7 @@ class Robust(Check):
         self, target: Target, shard: Batch, given: Mapping[str, Any], artefact: Any, ctx: Context
     ) -> Iterable[Row]:
         """{"attack", "threat", "eps"}: outcome, value = confidence at the point found, distance = of that point, 0 where
-        the clean example was wrong; {"stage": attack}: value = 1 where still right after that part of the attack."""
+        the clean example was wrong; {"part": name}, for AutoAttack: value = 1 where still right after that attack."""
         x, y, ids = labelled(shard)
         attack = self.chosen
         before = confidence(predict(target, x, ctx))
@@ -73,11 +73,28 @@ class Robust(Check):
         columns = [c.tolist() for c in (ids, stood, after[0], y, after[1], result.distance, cost)]
         for id_, outcome, sure, label, guess, distance, spent in zip(*columns):
             yield Row("image", id_, condition, outcome, sure, label, guess, distance, spent)
+        by = result.notes.get("broken_by")
+        for position, part in enumerate(result.notes.get("attacks", ()) if by is not None else ()):
+            standing = ((by < 0) | (by > position)).double()
+            for id_, label, value in zip(ids.tolist(), y.tolist(), standing.tolist()):
+                yield Row("image", id_, {"part": part}, None, value, label)
 
     def reduce(self, rows: Table, others: Mapping[str, Table], ctx: Context) -> Findings:
         condition = condition_of(self.chosen, self.threat)
         found = Findings([rows.share("robust_accuracy", **condition)])
         said = threat_text(condition["threat"], condition["eps"])
+        parts = {c["part"]: rows.where(**c).value.mean() for c in rows.conditions() if "part" in c}
+        if parts:
+            found.figures.append(self._parts(parts))
         if shown := gallery(ctx, condition, f"Broken under {said}"):
             found.figures.append(shown)
         return found
+
+    def _parts(self, standing: dict[str, float]) -> Figure:
+        listed, before = [], 1.0
+        for name, share in standing.items():
+            listed.append([name, f"{before - share:.1%}", f"{share:.1%}"])
+            before = share
+        caption = "Each attack runs on the examples that the ones before it left standing; clean: wrong from the start."
+        data = {"columns": ["attack", "broken by it", "still right"], "rows": listed}
+        return Figure("table", "What broke them", data, caption)

@@ -57,7 +57,7 @@ class Unfamiliar(Check):
         return 4.0  # of an example: its score, one to find the last layer, and the fit, on at most as many as are scored
 
     def examples_of(self, data: Dataset, given: Mapping[str, Any]) -> Dataset:
-        """The scored half of the audited data and the other set, in turn."""
+        """The scored part of the audited data, and the other set."""
         if "ood" not in given:
             return data
         familiar = range(0, len(data), 1 if "train" in given else 2)
@@ -134,7 +134,7 @@ def fit_input(x: Tensor, shape: Sequence[int]) -> Tensor:
 
 @dataclass
 class Joined:
-    """Familiar and unfamiliar examples in turn (one of each until one kind is used up, then the rest of the other).
+    """Some familiar examples, then all unfamiliar ones, made to fit the familiar ones' shape.
 
     Batches say in extra["unfamiliar"], bool [N], which is which; labels of unfamiliar examples are -1.
     """
@@ -155,36 +155,30 @@ class Joined:
     def classes(self) -> tuple[str, ...]:
         return self.familiar.classes
 
+    @property
+    def labels(self) -> np.ndarray:
+        """0 familiar, 1 unfamiliar: a part of the examples holds its share of both."""
+        return np.repeat([0, 1], [len(self.positions), len(self.unfamiliar)])
+
     def __len__(self) -> int:
         return len(self.positions) + len(self.unfamiliar)
 
     def batch(self, positions: Sequence[int]) -> Batch:
-        shape, parts = _shape(self.familiar), []
-        order = [self._find(int(p)) for p in positions]
-        for other, source in ((False, self.familiar), (True, self.unfamiliar)):
-            if at := [p for o, p in order if o == other]:
-                made = source.batch(at)
-                x = fit_input(made.x, shape) if other else made.x
-                y = torch.full((len(at),), -1) if other or made.y is None else made.y
-                parts.append(Batch(x, y, made.ids, extra={"unfamiliar": torch.full((len(at),), other)}))
-        joined = Batch.cat([Batch(p.x.to(parts[0].x), p.y, p.ids, extra=p.extra) for p in parts])
-        kinds = torch.tensor([other for other, _ in order])
-        place = torch.empty(len(order), dtype=torch.long)
-        place[torch.cat([(~kinds).nonzero().flatten(), kinds.nonzero().flatten()])] = torch.arange(len(order))
-        return joined.index(place)
+        at, known = np.asarray(positions, dtype=int), len(self.positions)
+        parts = []
+        for other, chosen in ((False, at[at < known]), (True, at[at >= known])):
+            if len(chosen):
+                source = self.unfamiliar if other else self.familiar
+                made = source.batch((chosen - known if other else np.asarray(self.positions)[chosen]).tolist())
+                x = fit_input(made.x, _shape(self.familiar)) if other else made.x
+                y = torch.full((len(x),), -1) if other or made.y is None else made.y
+                parts.append(Batch(x, y, made.ids, extra={"unfamiliar": torch.full((len(x),), other)}))
+        order = np.argsort(np.argsort(at >= known, kind="stable"), kind="stable")  # back to the order asked for
+        return Batch.cat(parts).index(torch.from_numpy(order))
 
     def fingerprint(self) -> str:
         text = f"{self.familiar.fingerprint()} {self.positions} {self.unfamiliar.fingerprint()}"
         return hashlib.sha256(text.encode()).hexdigest()[:32]
-
-    def _find(self, position: int) -> tuple[bool, int]:
-        """(whether the example is an unfamiliar one, its position in its own set)."""
-        both = min(len(self.positions), len(self.unfamiliar))
-        if position < 2 * both:
-            other, at = bool(position % 2), position // 2
-        else:
-            other, at = len(self.unfamiliar) > both, position - both
-        return other, at if other else self.positions[at]
 
 
 def _shape(data: Dataset) -> tuple[int, ...]:

@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
 from withstand.audit.check import Table
 from withstand.metrics import wilson
 from withstand.protocols import Level
+from withstand.registry import find
 
 REMARK, SERIOUS = 0.01, 0.05
 """Shares of examples. One point of robust accuracy is worth a remark. Five points are more than any of the sound defences
@@ -67,10 +69,16 @@ class Evidence:
             rows = table.where(**condition)
             if rows.table["outcome"].null_count:
                 continue
-            tested, broken = found.setdefault(str(condition["threat"]), (set(), set()))
+            tested, broken = found.setdefault(_threat(condition), (set(), set()))
             tested |= set(rows.id.tolist())
             broken |= set(rows.id[~rows.outcome].tolist())
         return found
+
+
+def _threat(condition: Mapping[str, Any]) -> str:
+    """The threat of a condition as it is written: linf(8/255) for {"threat": "linf", "eps": 0.031...}."""
+    name, eps = str(condition["threat"]), condition.get("eps")
+    return name if eps is None else repr(find(name, "threat").load()(eps))
 
 
 def level(affected: int, n: int) -> Level:

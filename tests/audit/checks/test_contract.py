@@ -1,0 +1,191 @@
+"""What every check promises; a new check is picked up from the registry and must be named here with quick settings."""
+
+import json
+import math
+
+import pytest
+
+from withstand.audit.check import Check, Table
+from withstand.audit.store import as_table
+from withstand.registry import entries, from_json, parse, to_json
+
+QUICK = {
+    "clean": "clean()",
+    "robust": "robust(linf(0.1), attack=pgd(steps=3))",
+    "curve": "curve(linf(0.1), radii=(0.05, 0.1, 0.3), attack=pgd(steps=3))",
+    "per_class": "per_class()",
+    "minimum_distance": "minimum_distance(linf(), attack=fab_t(steps=5, targets=2))",
+    "corruptions": "corruptions(severities=(1, 5))",
+    "blackbox": "blackbox(linf(0.2), attack=square(queries=30))",
+    "transfer": "transfer(linf(0.2), attack=pgd(steps=3))",
+    "unfamiliar": "unfamiliar(k=3)",
+}
+CHECKS = [e.name for e in entries("check") if e.module.startswith("withstand.audit.checks")]
+N = 24
+
+
+@pytest.fixture
+def small(digits64, arrays):
+    return arrays(digits64.x[:N], digits64.y[:N], "digits")
+
+
+@pytest.fixture
+def given(hardened64, noise, arrays):
+    return {"surrogate": hardened64, "ood": arrays(noise.x.double(), noise.y, "noise", noise.classes)}
+
+
+@pytest.fixture(scope="session")
+def hardened64(hardened):
+    import copy
+
+    from withstand.models.target import TorchTarget
+
+    return TorchTarget(copy.deepcopy(hardened.model).double(), "hardened64", hardened.space)
+
+
+@pytest.fixture
+def done(run, small, plain64, given):
+    """Run a check by name; the checks whose rows it reads run first."""
+
+    def go(name, **settings):
+        if name not in QUICK:
+            pytest.fail(f"name quick settings for the check {name} in QUICK")
+        check = parse(QUICK[name], "check")
+        settings.setdefault("others", {kind: go(kind).table for kind in check.after if kind in QUICK})
+        return run(check, plain64, small, given, **settings)
+
+    return go
+
+
+def plain_rows(rows):
+    return sorted((r.unit, r.id, json.dumps(r.condition, sort_keys=True), r.outcome, r.label, r.prediction) for r in rows)
+
+
+def numbers(rows):
+    key = lambda r: (r.unit, r.id, json.dumps(r.condition, sort_keys=True))  # noqa: E731
+    return [x for r in sorted(rows, key=key) for x in (r.value, r.distance)]
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_rows_do_not_depend_on_how_the_data_is_split(done, name):
+    whole = done(name)
+    for other in (done(name, shard=7), done(name, shard=5, shuffle=True)):
+        assert plain_rows(whole.rows) == plain_rows(other.rows)
+        for a, b in zip(numbers(whole.rows), numbers(other.rows), strict=True):
+            assert a == b if a is None or b is None else a == pytest.approx(b, rel=1e-9, abs=1e-9)
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_every_row_can_be_stored_and_each_condition_has_every_unit_once(done, name):
+    found = done(name)
+    groups: dict[str, list] = {}
+    for row in found.rows:
+        assert json.loads(json.dumps(row.condition)) == row.condition
+        assert row.outcome is None or isinstance(row.outcome, bool)
+        assert row.value is None or math.isfinite(row.value)
+        groups.setdefault(json.dumps(row.condition, sort_keys=True), []).append((row.unit, row.id))
+    units = {u for g in groups.values() for u in g}
+    assert all(len(g) == len(set(g)) and set(g) == units for g in groups.values())
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_reduce_works_on_any_subset_of_shards(done, name, plain64, small, given, run):
+    found = done(name, shard=6)
+    check = parse(QUICK[name], "check")
+    others = {kind: done(kind).table for kind in check.after}
+    ids = sorted({r.id for r in found.rows})
+    for kept in (set(ids[:6]), set(ids[7:8])):
+        part = Table(as_table([r for r in found.rows if r.id in kept]))
+        if check.own_rows and len(part):
+            check_findings(check.reduce(part, others, found.ctx))
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_findings_follow_the_scorecards_schema(done, name):
+    found = done(name)
+    assert found.findings.metrics
+    assert found.findings.figures
+    check_findings(found.findings)
+    for figure in (f for f in found.findings.figures if f.kind == "gallery"):
+        for item in figure.data["items"]:
+            for image in ("clean", "adversarial", "difference"):
+                assert (found.ctx.root / item[image]).is_file()
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_the_estimate_is_an_upper_bound(done, name, plain64, small, given):
+    found = done(name)
+    check = parse(QUICK[name], "check")
+    examples = len(check.examples_of(small, given)) if check.own_rows else 0
+    spent = (found.ctx.cost.get("forwards", 0) + found.ctx.cost.get("backwards", 0)) / 2
+    assert (spent > 0) == check.own_rows
+    assert spent <= check.passes(plain64) * examples
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_settings_round_trip(name):
+    check = parse(QUICK[name], "check")
+    assert isinstance(check, Check)
+    assert parse(repr(check), "check") == check
+    assert from_json(json.loads(json.dumps(to_json(check)))) == check
+    assert parse(f"{name}(examples=5)", "check").examples == 5
+
+
+def check_findings(findings):
+    json.dumps([f.data for f in findings.figures], allow_nan=False)
+    seen = set()
+    for m in findings.metrics:
+        assert math.isfinite(m.value)
+        assert m.interval
+        assert m.n > 0
+        if m.low is not None and m.high is not None:
+            assert m.low <= m.high
+            if m.name != "ece":  # the bootstrap of a sum of absolute values lies above it
+                assert m.low - 1e-9 <= m.value <= m.high + 1e-9
+        assert json.loads(json.dumps(m.condition)) == m.condition
+        key = (m.name, json.dumps(m.condition, sort_keys=True))
+        assert key not in seen
+        seen.add(key)
+    for figure in findings.figures:
+        assert figure.title
+        SCHEMAS[figure.kind](figure.data)
+
+
+def curve(d):
+    assert {"x_label", "y_label", "x", "series"} <= d.keys() <= {"x_label", "y_label", "x", "x_ticks", "log_x", "series"}
+    assert d["x"] == sorted(d["x"])
+    assert len(d.get("x_ticks", d["x"])) == len(d["x"])
+    for s in d["series"]:
+        assert {"name", "y"} <= s.keys() <= {"name", "y", "low", "high"}
+        assert all(len(s[k]) == len(d["x"]) for k in s if k != "name")
+
+
+def bars(d):
+    assert d.keys() == {"labels", "y_label", "series"}
+    for s in d["series"]:
+        assert {"name", "values"} <= s.keys() <= {"name", "values", "low", "high"}
+        assert all(len(s[k]) == len(d["labels"]) for k in s if k != "name")
+
+
+def heatmap(d):
+    assert d.keys() == {"row_label", "column_label", "rows", "columns", "values", "unit", "better"}
+    assert len(d["values"]) == len(d["rows"])
+    assert all(len(row) == len(d["columns"]) for row in d["values"])
+
+
+def table(d):
+    assert d.keys() == {"columns", "rows"}
+    assert all(len(row) == len(d["columns"]) for row in d["rows"])
+
+
+def gallery(d):
+    item = {
+        "id", "label", "clean_prediction", "adversarial_prediction", "clean_confidence", "adversarial_confidence",
+        "distance", "condition", "clean", "adversarial", "difference",
+    }  # fmt: skip
+    assert d.keys() == {"magnified", "items"}
+    assert 0 < len(d["items"]) <= 12
+    assert all(i.keys() == item for i in d["items"])
+
+
+SCHEMAS = {"curve": curve, "bars": bars, "heatmap": heatmap, "table": table, "gallery": gallery}
