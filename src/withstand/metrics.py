@@ -142,9 +142,7 @@ def aupr(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray | None = 
     return float((np.diff(found, prepend=0) * precision).sum() / found[-1])
 
 
-def fpr_at_tpr(
-    scores: np.ndarray, positive: np.ndarray, tpr: float = 0.95, weights: np.ndarray | None = None
-) -> float:
+def fpr_at_tpr(scores: np.ndarray, positive: np.ndarray, tpr: float = 0.95, weights: np.ndarray | None = None) -> float:
     """The share of negatives that score at or above the highest threshold which at least `tpr` of positives reach."""
     if not 0 < tpr <= 1:
         raise bad("tpr", tpr, "a share in (0, 1]")

@@ -29,6 +29,8 @@ class Check:
     """Kinds of checks (their component names) whose rows `reduce` reads."""
     own_rows: ClassVar[bool] = True
     """False for a check that only reads the rows of others: it has no shards."""
+    compared: ClassVar[bool] = True
+    """False for a check whose outcomes are probes, not results: models are not compared by them."""
     title: ClassVar[str] = ""
 
     def passes(self, target: Target) -> float:

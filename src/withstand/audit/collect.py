@@ -48,7 +48,7 @@ def collect(plan: Plan, store: Store) -> Scorecard:
         tables: dict[str, Table] = {}
         found = {name: _result(plan, store, model, name, tables) for name in ordered(plan.checks)}
         card.results += [found[name] for name in plan.checks]
-    card.comparisons = compare_models(store.folder, list(plan.models))
+    card.comparisons = compare_models(store.folder)
     card.verdict = {name: verdict(card, name) for name in plan.models}
     write_json(store.folder / "scorecard.json", card.to_json())
     card.to_html()

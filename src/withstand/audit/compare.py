@@ -11,10 +11,6 @@ from withstand.errors import BadInput, bad
 from withstand.files import slug
 from withstand.metrics import paired_counts
 
-LISTED = 50
-"""At most so many ids are listed on each side; the rows hold them all."""
-
-
 @dataclass(frozen=True)
 class Arm:
     """One model of one run. label: what it is called in a comparison."""
@@ -28,10 +24,11 @@ class Arm:
         return sorted(str(p) for p in (self.folder / "rows" / slug(self.model)).glob("*/[0-9]*.parquet"))
 
 
-def compare_models(folder: str | Path, models: Sequence[str]) -> list[Comparison]:
+def compare_models(folder: str | Path, plan: dict[str, Any] | None = None) -> list[Comparison]:
     """Every model of a run against its first one, for each check and condition that both have outcomes for."""
-    arms = [Arm(Path(folder), model, model) for model in models]
-    return [found for arm in arms[1:] for found in compare_arms(arms[0], arm)]
+    plan = plan or _plan(Path(folder))
+    arms = [Arm(Path(folder), model, model) for model in plan["models"]]
+    return [found for arm in arms[1:] for found in compare_arms(arms[0], arm, _probes(plan))]
 
 
 def compare_runs(folders: Sequence[str | Path]) -> tuple[list[Comparison], list[str]]:
@@ -46,7 +43,7 @@ def compare_runs(folders: Sequence[str | Path]) -> tuple[list[Comparison], list[
         raise bad("runs", "none", "the folders of one or more audits")
     first, notes = plans[0], []
     if len(plans) == 1:
-        return compare_models(folders[0], list(first["models"])), notes
+        return compare_models(folders[0], first), notes
     names = [Path(folder).resolve().name for folder in folders]
     names = [str(f) if names.count(n) > 1 else n for n, f in zip(names, folders)]
     found: list[Comparison] = []
@@ -58,9 +55,8 @@ def compare_runs(folders: Sequence[str | Path]) -> tuple[list[Comparison], list[
                 "runs on the same data",
                 "Paired tests need the same examples.",
             )
-        differing = {
-            check for check, spec in plan["checks"].items() if _bare(first["checks"].get(check, spec)) != _bare(spec)
-        }
+        both = set(plan["checks"]) & set(first["checks"])
+        differing = {check for check in both if _bare(first["checks"][check]) != _bare(plan["checks"][check])}
         notes += [
             f"{check}: left out, {names[0]} ran {first['checks'][check]} and {name} ran {plan['checks'][check]}"
             for check in sorted(differing)
@@ -68,7 +64,7 @@ def compare_runs(folders: Sequence[str | Path]) -> tuple[list[Comparison], list[
         for model in plan["models"]:
             other = model if model in first["models"] else next(iter(first["models"]))
             before = Arm(Path(folders[0]), other, f"{names[0]}/{other}")
-            found += compare_arms(before, Arm(Path(folder), model, f"{name}/{model}"), differing)
+            found += compare_arms(before, Arm(Path(folder), model, f"{name}/{model}"), differing | _probes(plan))
     return found, notes
 
 
@@ -109,8 +105,8 @@ _PAIRS = f"""
         "check", condition, count(*),
         count(*) filter (b.outcome and not a.outcome),
         count(*) filter (a.outcome and not b.outcome),
-        (list(id order by id) filter (b.outcome and not a.outcome))[:{LISTED}],
-        (list(id order by id) filter (a.outcome and not b.outcome))[:{LISTED}]
+        list(id order by id) filter (b.outcome and not a.outcome),
+        list(id order by id) filter (a.outcome and not b.outcome)
     {_PAIRED}
     where a.outcome is not null and b.outcome is not null
     group by "check", condition
@@ -131,6 +127,19 @@ def _plan(folder: Path) -> dict[str, Any]:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise BadInput(f"runs: {path} cannot be read: {error}") from None
+
+
+def _probes(plan: dict[str, Any]) -> set[str]:
+    """The checks whose outcomes say nothing about how good a model is."""
+    from withstand.registry import find
+
+    def compared(spec: str) -> bool:
+        try:
+            return find(spec.partition("(")[0], "check").load().compared
+        except BadInput:
+            return True
+
+    return {check for check, spec in plan["checks"].items() if not compared(spec)}
 
 
 def _bare(spec: str) -> str:

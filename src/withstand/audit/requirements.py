@@ -6,11 +6,11 @@ accuracy@fog=50%                         conditions of any name, by their values
 ece=0.05                                 lower is better for this metric: at most 0.05
 """
 
-import json
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from withstand.audit.measure import radius_text
 from withstand.errors import BadInput, bad, unknown
 from withstand.protocols import Metric
 from withstand.registry import entries, is_component, parse
@@ -105,11 +105,9 @@ def _condition(text: str) -> Any:
 
 def _holds(wanted: Any, condition: dict[str, Any]) -> bool:
     if is_component(wanted):
-        threat = condition.get("threat")
-        try:
-            return isinstance(threat, str) and _same(parse(threat, "threat"), wanted)
-        except BadInput:
-            return False
+        eps = condition.get("eps")
+        same = eps is None if wanted.eps is None else eps is not None and abs(eps - wanted.eps) <= 1e-9
+        return same and condition.get("threat") == wanted.component_name
     if isinstance(wanted, float):
         return any(
             isinstance(v, (int, float)) and not isinstance(v, bool) and abs(v - wanted) <= 1e-9
@@ -118,10 +116,10 @@ def _holds(wanted: Any, condition: dict[str, Any]) -> bool:
     return any(v == wanted for v in condition.values()) or wanted in condition
 
 
-def _same(a: Any, b: Any) -> bool:
-    return type(a) is type(b) and (a == b or abs((a.eps or math.inf) - (b.eps or math.inf)) <= 1e-9)
-
-
 def _said(metric: Metric) -> str:
-    plain = [v if isinstance(v, str) else f"{k}={json.dumps(v)}" for k, v in metric.condition.items()]
+    """Where a metric was measured, in words."""
+    condition = dict(metric.condition)
+    threat, eps = condition.pop("threat", None), condition.pop("eps", None)
+    plain = [] if threat is None else [threat if eps is None else f"{threat}:{radius_text(eps)}"]
+    plain += [str(v) if isinstance(v, (str, int)) else f"{k}={v:.4g}" for k, v in condition.items()]
     return f" at {', '.join(plain)}" if plain else ""

@@ -50,6 +50,7 @@ SCHEMA = pa.schema(
 
 
 PARTS = ("rows", "prepared", "side", "failed")
+FILES = ("scorecard.json", "report.html", "plan.json")
 KEPT = ("models",)
 """A folder with nothing but these is as good as new: the demo trains its models before it can say what it will do."""
 
@@ -68,20 +69,20 @@ class Store:
     def __enter__(self) -> "Store":
         self._lock = lock(self.folder)
         try:
-            if self.fresh:
+            found = self._plan()
+            if found is not None and self.fresh:
                 self.clear()
-            self._sweep()
-            existing = self.folder / "plan.json"
-            if existing.is_file():
-                _same_plan(json.loads(existing.read_text(encoding="utf-8")), self.plan, self.folder)
+                found = None
+            if found is not None:
+                _same_plan(found, self.plan, self.folder)
+                self._sweep()
+            elif others := sorted(p.name for p in self.folder.iterdir() if not _ours(p.name)):
+                raise BadInput(
+                    f"out: {self.folder} is not empty ({', '.join(others[:3])} ...) and holds no run; "
+                    "allowed: a new folder, or that of an unfinished run. Choose another --out."
+                )
             else:
-                others = sorted(p.name for p in self.folder.iterdir() if p.name not in (".lock", *KEPT))
-                if others:
-                    raise BadInput(
-                        f"out: {self.folder} is not empty ({', '.join(others[:3])} ...) and holds no run; "
-                        "allowed: a new folder, or that of an unfinished run. Choose another --out."
-                    )
-                write_json(existing, self.plan)
+                write_json(self.folder / "plan.json", self.plan)
         except BaseException:
             self._lock.close()
             raise
@@ -90,23 +91,34 @@ class Store:
     def __exit__(self, *_: object) -> None:
         self._lock.close()
 
+    def _plan(self) -> dict[str, Any] | None:
+        """What the folder's run was about to do; None where it holds none. Raises: BadInput for a foreign plan.json."""
+        path = self.folder / "plan.json"
+        if not path.is_file():
+            return None
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            found = None
+        if not isinstance(found, dict) or "withstand" not in found:
+            raise BadInput(f"out: {path} was not written by withstand. Choose another --out.")
+        return found
+
     def clear(self) -> None:
-        """Forget everything that an earlier run left in the folder; refuses a folder that holds no run."""
-        if not (self.folder / "plan.json").is_file():
-            return
+        """Forget everything that a run left in the folder."""
         for name in PARTS:
             shutil.rmtree(self.folder / name, ignore_errors=True)
-        for name in ("scorecard.json", "report.html", "plan.json"):
+        for name in FILES:
             (self.folder / name).unlink(missing_ok=True)
 
     def _sweep(self) -> None:
-        """Remove what a killed process left half-written; its names begin with a dot."""
-        for place in (self.folder, *(self.folder / name for name in PARTS)):
-            for path in place.glob(".*") if place == self.folder else place.rglob(".*"):
-                if path.is_dir():
-                    shutil.rmtree(path, ignore_errors=True)
-                elif path.name != ".lock":
-                    path.unlink(missing_ok=True)
+        """Remove what a killed process left half-written; the names begin with a dot."""
+        litter = [path for name in FILES for path in self.folder.glob(f".{name}.*")]
+        for path in litter + [path for name in PARTS for path in (self.folder / name).rglob(".*")]:
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
     def path(self, model: str, check: str, shard: int) -> Path:
         """Where the rows of one piece of work are."""
@@ -226,6 +238,11 @@ def scratch(final: Path) -> Iterator[Path]:
             os.replace(temporary, final)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _ours(name: str) -> bool:
+    """Whether a new run may find this in its folder: the lock, what was kept, a plan that was never finished."""
+    return name in (".lock", *KEPT) or name.startswith(".plan.json.")
 
 
 def _same_plan(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None:

@@ -12,8 +12,11 @@ def run(
     attack: Annotated[str, typer.Option(help="As `withstand list attacks` names them, e.g. 'pgd:steps=20,eps=8/255'.")],
     out: Annotated[Path, typer.Option(help="FILE.npz, or a folder for PNG files.")],
     weights: Annotated[Path | None, typer.Option(help="Weights of the model.")] = None,
-    mean: Annotated[str | None, typer.Option(help="Per channel, as in 0.485,0.456,0.406, in units of [0, 1].")] = None,
+    mean: Annotated[str | None, typer.Option(help="Per channel of [0, 1], 0.485,0.456,0.406; or imagenet.")] = None,
     std: Annotated[str | None, typer.Option(help="Likewise.")] = None,
+    outputs: Annotated[
+        str | None, typer.Option(metavar="logits|probabilities", help="What the models return; default logits.")
+    ] = None,
     split: Annotated[str, typer.Option(help="The part of the data: test or train.")] = "test",
     limit: Annotated[
         int | None, typer.Option(min=1, help="Use so many examples only, of each class its share.")
@@ -41,7 +44,7 @@ def run(
 
     chosen = parse(attack, "attack")
     with resumable("The same command continues."), progress() as report:
-        loaded, _ = load_models([model], [str(weights)] if weights else None, mean, std, allow_pickle)
+        loaded, _ = load_models([model], [str(weights)] if weights else None, mean, std, outputs, allow_pickle)
         made = craft(
             loaded,
             load_sample(data, split, limit, size, channels),

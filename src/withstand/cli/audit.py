@@ -32,8 +32,11 @@ def run(
         list[str] | None,
         typer.Option(metavar="[NAME=]FILE", help="Weights of the models, in their order or by name; repeatable."),
     ] = None,
-    mean: Annotated[str | None, typer.Option(help="Per channel, as in 0.485,0.456,0.406, in units of [0, 1].")] = None,
+    mean: Annotated[str | None, typer.Option(help="Per channel of [0, 1], 0.485,0.456,0.406; or imagenet.")] = None,
     std: Annotated[str | None, typer.Option(help="Likewise.")] = None,
+    outputs: Annotated[
+        str | None, typer.Option(metavar="logits|probabilities", help="What the models return; default logits.")
+    ] = None,
     split: Annotated[str, typer.Option(help="The part of the data: test or train.")] = "test",
     limit: Annotated[
         int | None, typer.Option(min=1, help="Use so many examples only, of each class its share.")
@@ -96,7 +99,7 @@ def run(
         else:
             assert models is not None
             assert data is not None
-            loaded, others = load_models(models, weights, mean, std, allow_pickle, given)
+            loaded, others = load_models(models, weights, mean, std, outputs, allow_pickle, given)
             examples = load_sample(data, split, limit, size, channels)
         with progress() as report:
             card = audit(

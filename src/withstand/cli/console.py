@@ -76,16 +76,17 @@ def progress() -> Iterator[Any]:
         yield report
 
 
-def numbers(text: str | None, option: str) -> tuple[float, ...] | None:
-    """Numbers with commas between them, e.g. `0.485,0.456,0.406`."""
+def channel_values(text: str | None, option: str) -> tuple[float, ...] | str | None:
+    """Numbers with commas between them, e.g. `0.485,0.456,0.406`, or the name of a known set of them."""
     from withstand.errors import bad
 
-    if text is None:
-        return None
+    if text is None or text.isidentifier():
+        return text
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise bad(option, repr(text), "numbers with commas between them, e.g. 0.485,0.456,0.406") from None
+        allowed = "numbers with commas between them, e.g. 0.485,0.456,0.406, or a name such as imagenet"
+        raise bad(option, repr(text), allowed) from None
 
 
 def print_card(card: Any, format: Format, requirements: list[str], model_card: Path | None) -> None:
@@ -93,31 +94,38 @@ def print_card(card: Any, format: Format, requirements: list[str], model_card: P
 
     Raises: NotMet for a requirement that is not met; BadInput for one that cannot be judged, and for failed checks.
     """
+    from withstand.audit.requirements import Requirement
     from withstand.errors import BadInput, NotMet
     from withstand.files import write_atomic
     from withstand.report import tables
 
     data = card.to_json()
-    try:
-        reasons, mistake = card.unmet(*requirements), None
-    except BadInput as error:
-        reasons, mistake = [], error
+    failures: dict[str, str] = {}
+    mistakes: list[str] = []
+    for text in requirements:
+        try:
+            failures[text] = "; ".join(Requirement.read(text).reasons(card))
+        except BadInput as error:
+            failures[text] = str(error)
+            mistakes.append(str(error))
     match format:
         case Format.text:
-            show(tables.terminal(data))
+            from rich.console import Console
+
+            Console(width=None if sys.stdout.isatty() else 160, soft_wrap=not sys.stdout.isatty()).print(
+                tables.terminal(data)
+            )
             say(f"report: {Path(card.folder) / 'report.html'}")
         case Format.json:
             show(data)
         case Format.markdown:
-            show(tables.markdown(data))
+            show(tables.markdown(data).rstrip("\n"))
         case Format.junit:
-            show(tables.junit(data))
+            show(tables.junit(data, failures).rstrip("\n"))
     if model_card is not None:
         write_atomic(model_card, tables.model_index(data))
-    failed = [f"{r.check} of {r.model} failed: {r.reason}" for r in card.results if r.status == "failed"]
-    if mistake is not None:
-        raise mistake
-    if reasons:
-        raise NotMet("; ".join(reasons))
-    if failed:
-        raise BadInput("; ".join(failed))
+    mistakes += [f"{r.check} of {r.model} failed: {r.reason}" for r in card.results if r.status == "failed"]
+    if mistakes:
+        raise BadInput("; ".join(mistakes))
+    if any(failures.values()):
+        raise NotMet("; ".join(filter(None, failures.values())))

@@ -7,6 +7,15 @@ import typer
 WHAT = (
     "systems", "attacks", "recipes", "detectors", "checks", "indicators", "threats", "objectives", "models", "data",
 )  # fmt: skip
+SOURCES = (
+    ("timm:NAME", "any classifier of timm", ""),
+    ("torchvision:NAME", "any classifier of torchvision", ""),
+    ("hf:REPO_OR_FOLDER", "image classifiers of transformers", "hf"),
+    ("FILE.py:FACTORY", "a function that returns a torch module", ""),
+    ("FILE.onnx", "an exported graph (scores only)", "onnx"),
+    ("http(s)://.../predict", "an endpoint that answers batches in JSON (black-box)", ""),
+)
+"""Where models come from."""
 
 
 def run(
@@ -40,7 +49,10 @@ def _rows(what: str) -> list[dict[str, Any]]:
 
         return [{"name": e.name, "summary": e.summary, "aliases": list(e.aliases), "source": e.source} for e in SETS]
     if what == "models":
-        return []
+        from withstand.models.zoo.table import ZOO
+
+        zoo = [(f"zoo:{e.name}", f"{e.summary} (needs --weights)", "") for e in ZOO]
+        return [{"name": name, "summary": summary, "extra": extra} for name, summary, extra in (*SOURCES, *zoo)]
     from withstand.registry import entries
 
     return [

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from withstand.cli.console import numbers
+from withstand.cli.console import channel_values
 from withstand.errors import bad, unknown
 from withstand.files import slug
 
@@ -22,6 +22,7 @@ def load_models(
     weights: list[str] | None = None,
     mean: str | None = None,
     std: str | None = None,
+    outputs: str | None = None,
     allow_pickle: bool = False,
     given: list[str] | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -35,7 +36,12 @@ def load_models(
         raise bad(
             "--weights", f"{len(files)} files", f"at most {len(specs)}, one for each model", "Or write NAME=FILE."
         )
-    settings = {"mean": numbers(mean, "--mean"), "std": numbers(std, "--std"), "allow_pickle": allow_pickle}
+    settings = {
+        "mean": channel_values(mean, "--mean"),
+        "std": channel_values(std, "--std"),
+        "outputs": outputs,
+        "allow_pickle": allow_pickle,
+    }
     models: dict[str, Any] = {}
     for position, (name, spec) in enumerate(specs):
         chosen = named.get(name or "") or (files[position] if position < len(files) else None)

@@ -29,6 +29,7 @@ class Trust(Check):
     queries: int = 200
 
     title = "Can the numbers be trusted?"
+    compared = False
     access = frozenset({"scores"})
 
     def __post_init__(self) -> None:
