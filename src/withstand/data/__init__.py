@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 _HOMES = {
     "load_data": "withstand.data.load",
+    "as_dataset": "withstand.data.load",
     "from_arrays": "withstand.data.arrays",
     "Images": "withstand.data.images",
 }
@@ -14,6 +15,7 @@ __all__ = [*_HOMES]
 if TYPE_CHECKING:
     from withstand.data.arrays import from_arrays as from_arrays
     from withstand.data.images import Images as Images
+    from withstand.data.load import as_dataset as as_dataset
     from withstand.data.load import load_data as load_data
 
 

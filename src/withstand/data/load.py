@@ -8,13 +8,14 @@ import numpy as np
 import torch
 
 from withstand.data import catalogue
-from withstand.data.arrays import npz_source
+from withstand.data.arrays import from_arrays, npz_source
 from withstand.data.catalogue import Entry
 from withstand.data.compact import omniglot, zip_source
 from withstand.data.folders import Classes, folder_source
 from withstand.data.images import ArraySource, Images, PhotoSource
 from withstand.data.photos import Fit
 from withstand.errors import BadInput, Unavailable, bad
+from withstand.protocols import Dataset
 from withstand.random import Rows
 
 
@@ -161,3 +162,17 @@ def _missing(entry: Entry, split: str, looked: list[Path], base: Path) -> str:
         f"data: {entry.name} ({split}) is not here. Looked at: {paths}. To get it, {get}copy its files there; "
         f"for another folder pass root (--root) or set WITHSTAND_DATA (now {base})."
     )
+
+
+def as_dataset(data: Any) -> Dataset:
+    """A data set from anything that can stand for one: a data set, what `load_data` reads, or a pair (x, y) of arrays.
+
+    Raises: BadInput for anything else, and for what `load_data` and `from_arrays` refuse.
+    """
+    if isinstance(data, (str, os.PathLike)):
+        return load_data(data)
+    if isinstance(data, tuple) and len(data) == 2:
+        return from_arrays(*data)
+    if isinstance(data, Dataset):
+        return data
+    raise bad("data", type(data).__name__, "a data set, a name or path that load_data reads, or a pair (x, y) of arrays")
