@@ -27,6 +27,7 @@ class Series:
     """One line or one set of bars. colour: decides colour and marker. dash: decides the dashes. x: None for bars."""
 
     name: str
+    model: str
     colour: int
     dash: int
     y: Sequence[Any]
@@ -62,7 +63,7 @@ def series(shown: Sequence[tuple[int, str, dict[str, Any]]], values: str) -> lis
             y, x = one[values], data.get("x", ())
             low, high = (one.get(end) or [None] * len(y) for end in ("low", "high"))
             colour, dash = (k, k) if alone and lengths != {1} else (place, place if lengths == {1} else k)
-            made.append(Series(name, colour, dash, y, low, high, x))
+            made.append(Series(name, model, colour, dash, y, low, high, x))
     return made
 
 
@@ -216,7 +217,7 @@ def _line(s: Series, x: svg.Axis, y: svg.Axis, ticks: dict[Any, str], unit: str)
         if k % every == 0 or k == len(points) - 1:
             tip = f"{s.name}, {ticks[s.x[i]]}: {_cell(s, i, unit)}"
             inside.append(tag("g", svg.marker(s.colour, x(s.x[i]), y(s.y[i])), class_="point", data_tip=tip))
-    return tag("g", *inside, class_=f"series m{s.colour % COLOURS}", data_series=s.name)
+    return tag("g", *inside, class_=f"series m{s.colour % COLOURS}", data_series=s.name, data_model=s.model)
 
 
 def _labels(drawn: Sequence[Series], x: svg.Axis, y: svg.Axis, right: float, top: float, bottom: float) -> list[Markup]:
@@ -232,7 +233,9 @@ def _labels(drawn: Sequence[Series], x: svg.Axis, y: svg.Axis, right: float, top
             tag("text", part, class_="label", x=right + 12, y=place + 4 + 14 * (k - (len(text) - 1) / 2))
             for k, part in enumerate(text)
         ]
-        inside.append(tag("g", joint, *shown, class_=f"series m{s.colour % COLOURS}", data_series=s.name))
+        inside.append(
+            tag("g", joint, *shown, class_=f"series m{s.colour % COLOURS}", data_series=s.name, data_model=s.model)
+        )
     return inside
 
 
@@ -296,7 +299,9 @@ def _stem(s: Series, i: int, x: svg.Axis, y: float, tip: str) -> Markup:
     if words.is_number(s.low[i]) and words.is_number(s.high[i]):
         inside.append(tag("line", class_="whisker", x1=x(s.low[i]), x2=x(s.high[i]), y1=y, y2=y))
     inside.append(svg.marker(s.colour, x(s.y[i]), y, 3.6))
-    return tag("g", *inside, class_=f"series point m{s.colour % COLOURS}", data_series=s.name, data_tip=tip)
+    return tag(
+        "g", *inside, class_=f"series point m{s.colour % COLOURS}", data_series=s.name, data_model=s.model, data_tip=tip
+    )
 
 
 # Intervals in tables -------------------------------------------------------------------------------------------------

@@ -102,7 +102,7 @@ document.addEventListener("pointerover", (event) => {
   const lit = event.target.closest?.("[data-lit]")?.dataset.lit;
   for (const picture of all("svg[role=img]")) {
     const series = all(".series", picture);
-    const isLit = (one) => one.dataset.series === lit || one.dataset.series.startsWith(lit + ", ");
+    const isLit = (one) => one.dataset.series === lit || one.dataset.model === lit;
     const dims = lit !== undefined && series.some(isLit);
     for (const one of series) one.classList.toggle("dim", dims && !isLit(one));
   }
