@@ -9,7 +9,7 @@ QUICK = {
     "pgd": "pgd(linf(0.1), steps=4, restarts=2, views=(eot(3),))",
     "apgd": "apgd(linf(0.1), steps=6, restarts=2)",
     "apgd_t": "apgd_t(linf(0.1), steps=6)",
-    "autoattack": "autoattack(linf(0.02))",
+    "autoattack": "autoattack(linf(0.02), steps=10, queries=300)",
     "fab": "fab(linf(0.1), steps=5, restarts=2)",
     "fab_t": "fab_t(linf(0.1), steps=5)",
     "square": "square(linf(0.01), queries=70)",

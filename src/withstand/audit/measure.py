@@ -118,11 +118,10 @@ def attack_passes(attack: Any, target: Target) -> float:
     for view in getattr(attack, "views", ()):
         runs *= getattr(view, "samples", 1) + 1
     gradients = min(classes, getattr(attack, "candidates", classes)) if name in JACOBIAN else 1
+    forwards = 2 if name in ("fab", "fab_t") else 1  # each step looks at the point that it reached
     steps = getattr(attack, "steps", 1)
     if name == "jsma":
         steps = math.ceil(attack.gamma * size / 2) + 1
-    if name == "lbfgs":
-        steps = 1.25 * steps + 1  # a line search may look several times; torch stops at 5/4 evaluations for each step
     looks = getattr(attack, "queries", 0) + getattr(attack, "samples", 0)
     each = 0.5 if "gradients" in target.access else 1.0
-    return 2.0 + runs * (steps + 3) * (1 + gradients) / 2 + each * looks
+    return 2.0 + runs * (steps + 3) * (forwards + gradients) / 2 + each * looks

@@ -11,7 +11,7 @@ from withstand.registry import entries, from_json, parse, to_json
 
 QUICK = {
     "clean": "clean()",
-    "robust": "robust(linf(0.1), attack=pgd(steps=3))",
+    "robust": "robust(linf(0.1), attack=autoattack(steps=3, queries=10))",
     "curve": "curve(linf(0.1), radii=(0.05, 0.1, 0.3), attack=pgd(steps=3))",
     "per_class": "per_class()",
     "minimum_distance": "minimum_distance(linf(), attack=fab_t(steps=5, targets=2))",
@@ -19,7 +19,9 @@ QUICK = {
     "blackbox": "blackbox(linf(0.2), attack=square(queries=30))",
     "transfer": "transfer(linf(0.2), attack=pgd(steps=3))",
     "unfamiliar": "unfamiliar(k=3)",
+    "trust": "trust(threat=linf(0.1), steps=2, queries=5)",
 }
+SOME = ("trust",)  # measures some examples under some conditions only
 CHECKS = [e.name for e in entries("check") if e.module.startswith("withstand.audit.checks")]
 N = 24
 
@@ -58,12 +60,13 @@ def done(run, small, plain64, given):
 
 
 def plain_rows(rows):
-    return sorted((r.unit, r.id, json.dumps(r.condition, sort_keys=True), r.outcome, r.label, r.prediction) for r in rows)
+    every = [r for r in rows if r.unit != "model"]  # what is said of the model as a whole, each shard says anew
+    return sorted((r.unit, r.id, json.dumps(r.condition, sort_keys=True), r.outcome, r.label, r.prediction) for r in every)
 
 
 def numbers(rows):
     key = lambda r: (r.unit, r.id, json.dumps(r.condition, sort_keys=True))  # noqa: E731
-    return [x for r in sorted(rows, key=key) for x in (r.value, r.distance)]
+    return [x for r in sorted(rows, key=key) for x in (r.value, r.distance) if r.unit != "model"]
 
 
 @pytest.mark.parametrize("name", CHECKS)
@@ -85,7 +88,8 @@ def test_every_row_can_be_stored_and_each_condition_has_every_unit_once(done, na
         assert row.value is None or math.isfinite(row.value)
         groups.setdefault(json.dumps(row.condition, sort_keys=True), []).append((row.unit, row.id))
     units = {u for g in groups.values() for u in g}
-    assert all(len(g) == len(set(g)) and set(g) == units for g in groups.values())
+    assert all(len(g) == len(set(g)) for g in groups.values())
+    assert name in SOME or all(set(g) == units for g in groups.values())
 
 
 @pytest.mark.parametrize("name", CHECKS)
@@ -103,7 +107,7 @@ def test_reduce_works_on_any_subset_of_shards(done, name, plain64, small, given,
 @pytest.mark.parametrize("name", CHECKS)
 def test_findings_follow_the_scorecards_schema(done, name):
     found = done(name)
-    assert found.findings.metrics
+    assert found.findings.metrics or found.findings.flags
     assert found.findings.figures
     check_findings(found.findings)
     for figure in (f for f in found.findings.figures if f.kind == "gallery"):
