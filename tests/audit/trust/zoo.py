@@ -216,7 +216,10 @@ def only_at_the_ends(model: nn.Module) -> nn.Module:
 
 DEFENCES: dict[str, tuple[Callable[[int], nn.Module], set[str]]] = {
     "huge logits": (lambda s: After(lambda z: 100 * z, plain(s)), {"saturated loss", "zero gradients"}),
-    "input quantisation": (lambda s: Before(quantise, hardened(s)), {"zero gradients", "loss does not rise with steps"}),
+    "input quantisation": (
+        lambda s: Before(quantise, hardened(s)),
+        {"zero gradients", "loss does not rise with steps"},
+    ),
     "quantisation, straight-through": (lambda s: Before(straight_through(quantise), plain(s)), {"wrong gradient"}),
     "JPEG in front": (lambda s: Before(jpeg, plain(s)), {"zero gradients", "unbounded attack fails"}),
     "JPEG, straight-through": (lambda s: Before(straight_through(jpeg), plain(s)), {"wrong gradient"}),

@@ -12,15 +12,15 @@ from withstand.errors import bad
 from withstand.metrics import wilson
 from withstand.protocols import Batch, Context, Figure, Findings, Row, Target
 from withstand.registry import component
-from withstand.threats import Linf, ThreatField
+from withstand.threats import L2, Linf, Masked, ThreatField
 
 
 @component("check", "trust")
 class Trust(Check):
     """Trust indicators: is the model robust, or do the attacks fail?
 
-    threat: where the probes attack; take that of the robust check. examples: the first so many of the data. steps: gradient
-    steps of the iterative probes (twice as many without a bound). queries: of the random search.
+    threat: where the probes attack, linf or l2; take that of the robust check. examples: the first so many of the data.
+    steps: gradient steps of the iterative probes (twice as many without a bound). queries: of the black-box search (Square).
     """
 
     examples: int | None = 64
@@ -33,12 +33,11 @@ class Trust(Check):
     access = frozenset({"scores"})
 
     def __post_init__(self) -> None:
-        eps = getattr(self.threat, "eps", None)
-        if not isinstance(eps, float) or eps <= 0:
-            raise bad("threat", repr(self.threat), "a threat with one radius > 0, e.g. linf(8/255)")
-        for name in ("project", "steepest", "random_start"):
-            if not hasattr(self.threat, name):
-                raise bad("threat", repr(self.threat), f"a threat with `{name}`, e.g. linf(8/255)")
+        eps = self.threat.eps
+        norm = self.threat.inner if isinstance(self.threat, Masked) else self.threat
+        if not isinstance(eps, float) or eps <= 0 or not isinstance(norm, (Linf, L2)):
+            allowed = "linf or l2 with one radius > 0, e.g. linf(8/255)"
+            raise bad("threat", repr(self.threat), allowed, "In other norms plain PGD is too weak to judge others by.")
         for name in ("steps", "queries"):
             if getattr(self, name) < 1:
                 raise bad(name, getattr(self, name), "a whole number >= 1")
@@ -77,10 +76,10 @@ def _figures(seen: Evidence) -> Iterable[Figure]:
                 "x": steps,
                 "series": [{"name": "median", "y": quartiles[1], "low": quartiles[0], "high": quartiles[2]}],
             },
-            "The loss that the attack raises, over the examples that the model gets right; the band holds the middle half of "
-            "them. It must rise.",
+            "The loss that the attack raises, over the examples that the model gets right; the band holds the middle half. "
+            "It must rise.",
         )
-    name = "pgd" if seen.tested(probe="attack", attack="pgd") else "random_search"
+    name = "pgd" if seen.tested(probe="attack", attack="pgd") else "square"
     ladder = [t for t in (*LADDER, "unbounded") if seen.tested(probe="attack", attack=name, times=t)]
     if ladder:
         counts = [

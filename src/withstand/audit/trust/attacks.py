@@ -1,8 +1,9 @@
 """Indicators about the attacks: more effort must never find less."""
 
+import itertools
+
 from withstand.audit.trust import Evidence, Finding, Indicator, level, worst
-from withstand.audit.trust.evidence import ENOUGH
-from withstand.audit.trust.gradients import SHARES
+from withstand.audit.trust.evidence import ENOUGH, SHARES
 from withstand.audit.trust.probes import LADDER
 from withstand.registry import component
 
@@ -16,8 +17,8 @@ class LossDoesNotRise(Indicator):
 
     meaning = "Following the gradient of a loss must make it grow; where it does not, the attack is not searching."
     measured = (
-        "PGD on the cross-entropy from the clean point. Seen: examples whose loss (from the logits in float64) at no step exceeds "
-        "that at the start by more than a millionth of it."
+        "PGD on the cross-entropy from the clean point. Seen: examples whose loss (from the logits in float64) at"
+        " no step exceeds that at the start by more than a millionth of it."
     )
     threshold = SHARES
     advice = (
@@ -29,7 +30,7 @@ class LossDoesNotRise(Indicator):
         start = seen.values(probe="steps", step=0)
         if len(start) < ENOUGH:
             return None
-        highest = {i: -1.0 for i in start}
+        highest = dict.fromkeys(start, -1.0)
         for step in steps[1:]:
             for i, value in seen.values(probe="steps", step=step).items():
                 highest[i] = max(highest[i], value)
@@ -46,20 +47,23 @@ class SuccessDoesNotRise(Indicator):
 
     meaning = "A larger set holds the smaller one, so an attack that finds less there is failing."
     measured = (
-        "The same attack at 1/4, 1/2, 1, 2 and 4 times the radius (PGD; a random search on black boxes). An example is affected when "
-        "it falls at one radius and stands at the next; the worst step of the ladder counts."
+        "The same attack at 1/4, 1/2, 1, 2 and 4 times the radius (PGD; Square on black boxes). An example is "
+        "affected when it falls at one radius and stands at the next; the worst step of the ladder counts."
     )
     threshold = SHARES
-    advice = "Draw the curve finer, give larger radii more steps, and count an example as broken once any smaller radius breaks it."
+    advice = (
+        "Draw the curve finer, give larger radii more steps, and count an example as broken once any smaller "
+        "radius breaks it."
+    )
 
     def __call__(self, seen: Evidence) -> Finding | None:
-        name = "pgd" if seen.tested(probe="attack", attack="pgd") else "random_search"
+        name = "pgd" if seen.tested(probe="attack", attack="pgd") else "square"
         tested = [seen.tested(probe="attack", attack=name, times=t) for t in LADDER]
         broken = [seen.broken(probe="attack", attack=name, times=t) for t in LADDER]
         n = len(tested[0])
         if n < ENOUGH or any(len(t) != n for t in tested):
             return None
-        k = max(len(small - large) for small, large in zip(broken, broken[1:]))
+        k = max(len(small - large) for small, large in itertools.pairwise(broken))
         said = f"At most {k} of {n} examples fall at one radius and stand at the next larger one."
         return Finding(
             level(k, n), said, {"examples": n, "lost": k, **{f"broken_x{t:g}": len(b) for t, b in zip(LADDER, broken)}}
@@ -70,10 +74,13 @@ class SuccessDoesNotRise(Indicator):
 class UnboundedAttackFails(Indicator):
     """An attack that may change everything does not break every example."""
 
-    meaning = "Without a bound the input may become one of another class; whatever stands then, stands because the attack fails."
+    meaning = (
+        "Without a bound the input may become one of another class; whatever stands then, stands because the "
+        "attack fails."
+    )
     measured = (
-        "PGD on the cross-entropy and on the margin with a radius as large as the whole input range, twice the steps. Seen: examples "
-        "that stand under it and at every smaller radius. Not measured under a mask, or without a range."
+        "PGD on the cross-entropy and on the margin inside the input range alone, with twice the steps. Seen: "
+        "examples that stand under it and at every smaller radius. Not measured under a mask, or without a range."
     )
     threshold = SHARES
     advice = (
@@ -100,12 +107,7 @@ class _Weaker(Indicator):
         tested = tested & seen.tested(probe="attack", attack=self.weaker, times=1.0)
         if len(tested) < ENOUGH:
             return None
-        weak = seen.broken(probe="attack", attack=self.weaker, times=1.0)
-        k, n = len((weak - broken) & tested), len(tested)
-        said = f"{self.said} breaks {len(weak)} of {n} examples, the white-box attack {len(broken & tested)}; it missed {k} of those."
-        return Finding(
-            level(k, n), said, {"examples": n, "missed": k, "weaker": len(weak), "white_box": len(broken & tested)}
-        )
+        return _missed(self.said, seen.broken(probe="attack", attack=self.weaker, times=1.0), broken, tested)
 
 
 @component("indicator", "single_step_beats_iterative")
@@ -126,7 +128,7 @@ class NoiseBeatsAttack(_Weaker):
     """Random noise breaks what the attack leaves standing, or as much as the attack does."""
 
     meaning = "Twenty blind guesses should be far weaker than a search; here the search is no search."
-    measured = "Twenty random points of the set, half of them at its corners, against the white-box probes." + MISSED
+    measured = "Twenty uniformly random points of the set against the white-box probes." + MISSED
     threshold = SHARES + " The same when noise breaks as many examples as the attack does, unless those are all."
     advice = "Check the gradient; average it over draws (eot) where the model is random or jagged."
     weaker, said = "noise", "Random noise"
@@ -146,12 +148,12 @@ class BlackBoxBeatsWhiteBox(_Weaker):
 
     meaning = "Knowing more cannot hurt: the gradients are masked."
     measured = (
-        "A random search (patches of signs, kept where the margin rises) against the white-box probes at the same radius; and the "
-        "check `blackbox` against the check `robust` wherever both ran with one threat." + MISSED
+        "Square, with few queries, against the white-box probes at the same radius (images, linf and l2); and the"
+        " check `blackbox` against the check `robust` wherever both ran with one threat." + MISSED
     )
     threshold = SHARES
     advice = "Believe the black-box figure, and look for what masks the gradient; attack with square and more queries."
-    weaker, said = "random_search", "A black-box search"
+    weaker, said = "square", "A black-box search"
     after = ("robust", "blackbox")
 
     def __call__(self, seen: Evidence) -> Finding | None:
@@ -164,8 +166,8 @@ class TransferBeatsWhiteBox(Indicator):
 
     meaning = "The model is not robust there, its gradients only fail to say so."
     measured = (
-        "The check `transfer` against the check `robust` and the white-box probes, wherever they ran with one threat."
-        + MISSED
+        "The check `transfer` against the check `robust` and the white-box probes, wherever they ran with one "
+        "threat." + MISSED
     )
     threshold = SHARES
     advice = "Count transferred points in the robust accuracy, and start the white-box attack from them."
@@ -178,27 +180,27 @@ class TransferBeatsWhiteBox(Indicator):
 def _between(seen: Evidence, check: str, said: str) -> Finding | None:
     """The check's rows against those of the white box, threat by threat; the most serious one counts."""
     strong = seen.check("robust")
-    if seen.threat not in strong and seen.white_box[0]:
-        strong[seen.threat] = seen.white_box
+    probed, fell = seen.white_box
+    if seen.threat not in strong:
+        strong[seen.threat] = probed, set()
     found: Finding | None = None
     for threat, (tested, broken) in seen.check(check).items():
-        if threat not in strong:
-            continue
-        both = tested & strong[threat][0]
-        if len(both) < ENOUGH:
-            continue
-        white = strong[threat][1] | (seen.white_box[1] if threat == seen.threat else set())
-        k, n = len((broken - white) & both), len(both)
-        text = f"{said} under {threat} breaks {len(broken & both)} of {n} examples, the white-box attack {len(white & both)}; it missed {k} of those."
-        evidence = {
-            "examples": n,
-            "missed": k,
-            "weaker": len(broken & both),
-            "white_box": len(white & both),
-            "threat": threat,
-        }
-        found = _more_serious(found, Finding(level(k, n), text, evidence))
+        both = tested & strong[threat][0] if threat in strong else set()
+        if len(both) >= ENOUGH:
+            white = strong[threat][1] | (fell if threat == seen.threat else set())
+            found = _more_serious(found, _missed(f"{said} under {threat}", broken, white, both))
     return found
+
+
+def _missed(said: str, weak: set[int], strong: set[int], tested: set[int]) -> Finding:
+    """What a weaker attack broke and a stronger one did not."""
+    missed, weak, strong, n = len((weak - strong) & tested), weak & tested, strong & tested, len(tested)
+    text = (
+        f"{said} breaks {len(weak)} of {n} examples, the white-box attack {len(strong)}; it missed {missed} of those."
+    )
+    return Finding(
+        level(missed, n), text, {"examples": n, "missed": missed, "weaker": len(weak), "white_box": len(strong)}
+    )
 
 
 def _more_serious(a: Finding | None, b: Finding | None) -> Finding | None:

@@ -19,6 +19,9 @@ that such a gap means a failing attack and not a weak one."""
 LEAST, ENOUGH = 3, 10
 """One or two examples may be the luck of a search, so a flag needs three; on fewer than ten nothing is said at all."""
 
+SHARES = "Warns and fails when, at 95 % confidence, more than 1 % and 5 % of all examples are affected; three at least."
+"""The same rule in words."""
+
 
 class Evidence:
     """Rows under their conditions, keyed by example.

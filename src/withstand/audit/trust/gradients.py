@@ -3,11 +3,11 @@
 import numpy as np
 
 from withstand.audit.trust import Evidence, Finding, Indicator, level, worst
-from withstand.audit.trust.evidence import ENOUGH
+from withstand.audit.trust.evidence import ENOUGH, SHARES
+from withstand.protocols import Level
 from withstand.registry import component
 
 WRONG = 0.5
-SHARES = "Warns and fails when surely (95 % interval) more than 1 % and 5 % of the examples are affected, and at least three."
 
 
 @component("indicator", "zero_gradients")
@@ -16,13 +16,14 @@ class ZeroGradients(Indicator):
 
     meaning = "A gradient attack cannot leave such a point: what it reports as robust was never attacked."
     measured = (
-        "The gradients of the cross-entropy and of the DLR loss (which no scale of the logits can flatten; the margin with two "
-        "classes) at the clean points. Seen: examples whose every entry is exactly 0, or with an entry that is not finite."
+        "The gradients of the cross-entropy and of the DLR loss (which no scale of the logits can flatten; the "
+        "margin with two classes) at the clean points. Seen: examples whose every entry is exactly 0, or with an "
+        "entry that is not finite."
     )
     threshold = SHARES + " An ordinary network has none: its gradient is small at worst."
     advice = (
-        "Find the step that cuts the gradient (rounding, codecs, argmax, saturation). Replace its backward pass (BPDA), take the "
-        "DLR or margin loss, and attack with square, which needs no gradient."
+        "Find the step that cuts the gradient (rounding, codecs, argmax, saturation). Replace its backward pass "
+        "(BPDA), take the DLR or margin loss, and attack with square, which needs no gradient."
     )
 
     def __call__(self, seen: Evidence) -> Finding | None:
@@ -34,8 +35,8 @@ class ZeroGradients(Indicator):
         if n < ENOUGH:
             return None
         said = " and ".join(f"{k} of {n} examples for {name}" for name, k in counts.items())
-        found = worst(*(level(k, n) for k in counts.values()))
-        return Finding(found, f"No usable gradient at {said}.", {"examples": n, **counts})
+        levels = [level(k, n) for k in counts.values()]
+        return Finding(worst(*levels), f"No usable gradient at {said}.", {"examples": n, **counts})
 
 
 @component("indicator", "wrong_gradient")
@@ -46,16 +47,18 @@ class WrongGradient(Indicator):
         "The attack is led astray: the gradient was changed on the way back, or the function has steps it cannot show."
     )
     measured = (
-        "Slopes of the runner-up's logit over the label's, by autograd and by central differences of a quarter of a grey level, "
-        "along the gradient's signs and along 8 random sign patterns. Randomised models use the same draws in all passes."
+        "Slopes of the runner-up's logit over the label's, by autograd and by central differences of a quarter of"
+        " a grey level, along the gradient's signs and along 8 random sign patterns. Randomised models use the "
+        "same draws in all passes."
     )
     threshold = (
-        "An example counts when |difference| exceeds half of |slope| + |prediction|, that is when they differ by more than a factor "
-        "of 3 or in sign; kinks of ordinary networks cost a few percent. " + SHARES
+        "An example counts when |difference| exceeds half of |slope| + |prediction|, that is when they differ by "
+        "more than a factor of 3 or in sign; kinks of ordinary networks cost a few percent. " + SHARES
     )
     advice = (
-        "Look for backward hooks, custom autograd functions, straight-through steps, quantised or winner-take-all activations. "
-        "Average gradients over a neighbourhood, use BPDA with a smooth stand-in, and trust black-box attacks more."
+        "Look for backward hooks, custom autograd functions, straight-through steps, quantised or winner-take-all"
+        " activations. Average gradients over a neighbourhood, use BPDA with a smooth stand-in, and trust "
+        "black-box attacks more."
     )
 
     def __call__(self, seen: Evidence) -> Finding | None:
@@ -64,7 +67,7 @@ class WrongGradient(Indicator):
         if len(values) < ENOUGH:
             return None
         k, n = int((values > WRONG).sum()), len(values)
-        said = f"The gradient is off by more than a factor of 3 at {k} of {n} examples (median disagreement {np.median(values):.2f})."
+        said = f"The gradient is off by more than a factor of 3 at {k} of {n} examples."
         return Finding(level(k, n), said, {"examples": n, "wrong": k, "median_disagreement": float(np.median(values))})
 
 
@@ -76,20 +79,17 @@ class BreakAtTheClippingBounds(Indicator):
         "Attacks clip to the range, so they start or end exactly there: they are blind, or find what is nowhere else."
     )
     measured = (
-        "Two ways. Blind: at values on the bounds the gradient is exactly 0 although moving them inward by 1/32 of the range changes "
-        "the output (a model that clips or rescales its input). Brittle: adversarial points that stop being adversarial when they are "
-        "moved a quarter of a grey level inside the range."
+        "Two ways. Blind: at values on the bounds the gradient is exactly 0 although moving them inward by 1/32 "
+        "of the range changes the output (a model that clips or rescales its input). Brittle: adversarial points "
+        "that stop being adversarial when they are moved a quarter of a grey level inside the range."
     )
     threshold = (
-        "Blind: "
-        + SHARES[0].lower()
-        + SHARES[1:]
-        + " Brittle: warns when a quarter and fails when half of at least ten adversarial "
-        "points break; of points just past a smooth boundary a few in a hundred do."
+        "Blind: " + SHARES + " Brittle: warns when a quarter and fails when half of at least ten adversarial points "
+        "break; of points just past a smooth boundary a few in a hundred do."
     )
     advice = (
-        "Start attacks from a random point (random_start=True), so that values leave the bounds; let the attack's box be the model's own "
-        "(Space.box); replace clamps in the model by BPDA."
+        "Start attacks from a random point (random_start=True), so that values leave the bounds; let the attack's"
+        " box be the model's own (Space.box); replace clamps in the model by BPDA."
     )
 
     def __call__(self, seen: Evidence) -> Finding | None:
@@ -98,7 +98,7 @@ class BreakAtTheClippingBounds(Indicator):
         if not len(seen.rows.where(probe="steps")):
             return None
         share = len(lost) / len(fooled) if len(fooled) >= ENOUGH else 0.0
-        brittle = "fail" if share >= 0.5 else "warn" if share >= 0.25 else "pass"
+        brittle: Level = "fail" if share >= 0.5 else "warn" if share >= 0.25 else "pass"
         found = worst(level(len(blind), len(tested)) if len(tested) >= ENOUGH else "pass", brittle)
         said = (
             f"The gradient misses the values on the bounds at {len(blind)} of {len(tested)} examples that have some; "

@@ -17,10 +17,13 @@ class NonDeterministicModel(Indicator):
     """The model answers the same input differently from run to run."""
 
     meaning = "An attack follows one draw of the noise and is judged on another, so it looks weaker than it is."
-    measured = "The same batch passes five times. Seen: examples whose output, scaled to length 1, moves, and by how much at most."
+    measured = (
+        "The same batch passes five times. Seen: examples whose output, scaled to length 1, moves, and by how "
+        "much at most."
+    )
     threshold = (
-        "Warns when an output moves by more than 1e-4 (AutoAttack's figure: a hundred times what the order of float32 sums "
-        "changes), fails when a predicted class changes."
+        "Warns when an output moves by more than 1e-4 (AutoAttack's figure: a hundred times what the order of "
+        "float32 sums changes), fails when a predicted class changes."
     )
     advice = (
         "Attack the average over draws: add views=[eot(20)] to the attack, and repeat the evaluation of every point."
@@ -43,7 +46,10 @@ class ProbabilityOutputs(Indicator):
     meaning = "Losses apply softmax themselves; applied twice it flattens them until their gradients vanish."
     measured = "Outputs that are all at least 0 and sum to 1 within 0.001, over all examples."
     threshold = "Fails when every output is such a vector: logits are so by accident with a chance of nil."
-    advice = "Return the layer before the softmax, or load the model with outputs='probabilities', which takes the logarithm."
+    advice = (
+        "Return the layer before the softmax, or load the model with outputs='probabilities', which takes the "
+        "logarithm."
+    )
 
     def __call__(self, seen: Evidence) -> Finding | None:
         lowest = seen.numbers(probe="output", measure="lowest")
@@ -63,13 +69,14 @@ class SaturatedLoss(Indicator):
         "The attack then follows rounding errors. Losses that do not depend on the scale (dlr, margin) still work."
     )
     measured = (
-        "The gap g of the label's logit over the log-sum-exp of the others on examples that the model gets right. "
-        "In float32 the label's part of the gradient is rounded to 0 above g = 24 ln 2 = 16.6, all parts underflow above "
-        "g = 126 ln 2 = 87.3."
+        "The gap g of the label's logit over the log-sum-exp of the others on examples that the model gets right."
+        " In float32 the label's part of the gradient is rounded to 0 above g = 24 ln 2 = 16.6, all parts "
+        "underflow above g = 126 ln 2 = 87.3."
     )
     threshold = (
-        "Fails when surely (95 % interval) more than 5 % of the examples lie above 87.3; warns when more than half lie above "
-        "twice 16.6. Confident ordinary networks have gaps of 5 to 30, where the other classes' parts still lead the attack."
+        "Fails when surely (95 % interval) more than 5 % of the examples lie above 87.3; warns when more than "
+        "half lie above twice 16.6. Confident ordinary networks have gaps of 5 to 30, where the other classes' "
+        "parts still lead the attack."
     )
     advice = "Attack with objective=dlr or margin, or divide the logits by a constant, which changes no decision."
 
@@ -92,16 +99,17 @@ class OptimisationAtInference(Indicator):
         "The gradient through such a loop is missing, or so deep that it explodes; attacks fail without robustness."
     )
     measured = (
-        "One forward pass is watched from outside: operations that belong to a backward pass, and how often one layer with "
-        "parameters is called."
+        "One forward pass is watched from outside: operations that belong to a backward pass, and how often one "
+        "layer with parameters is called."
     )
     threshold = (
-        "Fails when any backward pass runs inside the forward pass: no ordinary network has one. Warns when a layer is called "
-        "more than 5 times: shared layers are called a few times, loops of purification ten times and more."
+        "Fails when any backward pass runs inside the forward pass: no ordinary network has one. Warns when a "
+        "layer is called more than 5 times: shared layers are called a few times, loops of purification ten times"
+        " and more."
     )
     advice = (
-        "Attack the whole system: through the loop (few steps, then more), around it (BPDA with the identity), and with black-box "
-        "attacks; count the worst for each example."
+        "Attack the whole system: through the loop (few steps, then more), around it (BPDA with the identity), "
+        "and with black-box attacks; count the worst for each example."
     )
 
     def __call__(self, seen: Evidence) -> Finding | None:

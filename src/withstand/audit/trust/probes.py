@@ -23,14 +23,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from withstand.attacks import FGSM, PGD
+from withstand.attacks.fgsm import FGSM
+from withstand.attacks.noise import Noise
+from withstand.attacks.pgd import PGD
+from withstand.attacks.square import Square
 from withstand.audit.trust.inside import watch
 from withstand.models.state import frozen
-from withstand.objectives import DLR, CrossEntropy, Margin, at, best_other
+from withstand.objectives import DLR, CrossEntropy, Margin, at
 from withstand.protocols import Batch, Context, Row, Seen, Target
 from withstand.random import Rows, derive
 from withstand.registry import replace
-from withstand.threats import Masked, Threat, clip, per_row
+from withstand.threats import L2, Linf, Masked, Threat, per_row
 
 RUNS = 5
 """Repeated passes of the same batch (as many as AutoAttack makes)."""
@@ -48,7 +51,7 @@ NOTED = (0, 1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 75, 100)
 class Probes:
     """Measurements of one target on one shard, as rows.
 
-    steps: gradient steps of the iterative attacks. queries: of the random search.
+    steps: gradient steps of the iterative attacks. queries: of the black-box search.
     """
 
     def __init__(self, target: Target, batch: Batch, threat: Threat, steps: int, queries: int, ctx: Context) -> None:
@@ -94,10 +97,10 @@ class Probes:
         self.keep(right)
         if not len(self.x):
             return
-        yield from self.stands("noise", 1.0, self.noise())
-        for times in LADDER:
-            if times == 1 or "gradients" not in self.target.access:
-                yield from self.stands("random_search", times, self.random_search(scaled(self.threat, times)))
+        yield from self.run("noise", 1.0, Noise(self.threat, samples=NOISES))
+        if isinstance(self.threat, (Linf, L2)) and self.x.dim() == 4:
+            for times in (1.0,) if "gradients" in self.target.access else LADDER:
+                yield from self.run("square", times, Square(scaled(self.threat, times), queries=self.queries))
 
     def white_box(self) -> Iterator[Row]:
         """What needs gradients."""
@@ -211,8 +214,7 @@ class Probes:
         for times in LADDER:
             yield from self.run("pgd", times, replace(many, threat=scaled(self.threat, times)))
         if self.box is not None and not isinstance(self.threat, Masked):
-            everything = replace(self.threat, eps=diameter(self.threat, self.x, self.box))  # type: ignore[type-var]
-            longer = replace(many, threat=everything, steps=2 * self.steps)
+            longer = replace(many, threat=Linf(self.box[1] - self.box[0]), steps=2 * self.steps)
             yield from self.run("pgd", UNBOUNDED, longer)
             yield from self.run("pgd_margin", UNBOUNDED, replace(longer, objective=Margin()))
 
@@ -222,49 +224,6 @@ class Probes:
         )
         self.ctx.spend(int(found.forwards.sum()), int(found.backwards.sum()))
         yield from self.stands(name, times, ~found.success)
-
-    def noise(self) -> Tensor:
-        """Whether examples stand under all of `NOISES` random points of the set, half of them at its corners."""
-        rows = Rows(derive(self.ctx.seed, "noise"), self.ids)
-        standing = torch.ones_like(self.y, dtype=torch.bool)
-        with torch.no_grad():
-            for i in range(NOISES):
-                start = self.threat.random_start(self.x, rows, "noise", i, self.box)  # type: ignore[attr-defined]
-                if i % 2:
-                    step = per_row(self.threat.scale(self.x), self.x) * self.threat.steepest(start - self.x)  # type: ignore[attr-defined]
-                    start = self.threat.project(self.x + step, self.x, self.box)  # type: ignore[attr-defined]
-                standing &= self.see(start).argmax(1) == self.y
-        return standing
-
-    def random_search(self, threat: Threat) -> Tensor:
-        """Whether examples stand under a search that keeps a random patch of signs wherever the margin rises."""
-        rows = Rows(derive(self.ctx.seed, "search"), self.ids)
-        z = threat.random_start(self.x, rows, "start", 0, self.box)  # type: ignore[attr-defined]
-        standing = torch.ones_like(self.y, dtype=torch.bool)
-        best = torch.full((len(z),), -torch.inf, device=z.device)
-        length = per_row(2 * threat.scale(self.x), z)
-        proposal = z
-        with torch.no_grad():
-            for i in range(self.queries):
-                logits = self.see(proposal)
-                value = best_other(logits, self.y) - at(logits, self.y)
-                standing &= logits.argmax(1) == self.y
-                better = value > best
-                z, best = torch.where(per_row(better, z), proposal, z), torch.where(better, value, best)
-                if not bool(standing.any()):
-                    break
-                patch = torch.ones_like(z)
-                share = 0.5 * (1 - i / self.queries) ** 2 + 0.01
-                for axis in range(2, z.dim()):
-                    size = z.shape[axis]
-                    side = max(1, round(size * math.sqrt(share)))
-                    first = rows.integers((), 0, size - side + 1, f"corner-{axis}", i)
-                    index = torch.arange(size, device=z.device)
-                    inside = (index >= first[:, None]) & (index < first[:, None] + side)
-                    patch = patch * inside.reshape(len(z), *[1] * (axis - 1), size, *[1] * (z.dim() - axis - 1))
-                sign = rows.signs((z.shape[1], *[1] * (z.dim() - 2)), "sign", i, z.dtype)
-                proposal = threat.project(z + length * threat.steepest(patch * sign), self.x, self.box)  # type: ignore[attr-defined]
-        return standing
 
     # Helpers ---------------------------------------------------------------------------------------------------------
 
@@ -334,8 +293,3 @@ def scaled(threat: Threat, times: float) -> Threat:
     if isinstance(threat, Masked):
         return replace(threat, inner=scaled(threat.inner, times))
     return threat if times == 1 else replace(threat, eps=threat.eps * times)
-
-
-def diameter(threat: Threat, x: Tensor, box: tuple[float, float]) -> float:
-    """The radius that holds the whole input range."""
-    return float(threat.norm(torch.full_like(x[:1], box[1] - box[0])))
