@@ -290,7 +290,9 @@ class Problem:
         assert isinstance(z, Tensor)
         direction = self._threat_can("steepest")(gradient)
         if self._interval is not None and isinstance(size, float) and isinstance(self.threat.eps, float):
-            moved_point = torch.add(z, direction, alpha=self.threat.eps * size, out=direction)  # small models feel copies
+            moved_point = torch.add(
+                z, direction, alpha=self.threat.eps * size, out=direction
+            )  # small models feel copies
             return torch.clamp(moved_point, *self._interval, out=moved_point)
         return self.project(z + per_row(self.threat.scale(self.x_alive) * size, z) * direction)
 
