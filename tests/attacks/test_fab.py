@@ -38,7 +38,7 @@ def test_the_distance_to_a_linear_boundary_is_found(norm, kind):
 @pytest.mark.parametrize("norm", NORMS)
 def test_targeted_and_untargeted_agree_with_the_official_step_in_the_small(norm):
     """One step from x itself: d1 = d2, so that the point is x + 1.05 d whatever alpha is."""
-    threat, dual = NORMS[norm]
+    threat = NORMS[norm][0]
     model, x, y = binary()
     w = (model[1].weight[1] - model[1].weight[0]) * (1 - 2 * y[:, None])
     r = FABT(threat(), steps=1, keep="last", active=False).run(model, x, y)
