@@ -4,7 +4,7 @@ One cell is (network, norm, eps): version "standard", seed 0, the first 200 test
 one line appended to `results/autoattack_original.jsonl`; a killed run loses the cell under way and nothing else. Cells
 run in the order of their expected cost, which a short sign attack estimates.
 
-The networks' parameters are frozen, which spares the original some weight gradients and changes none of its results.
+The parameters of the networks are frozen, which spares the original some weight gradients and changes none of its results.
 
     WITHSTAND_DATA=... python benchmarks/peers_autoattack.py [--until 05:10] [--quick]
 """
@@ -23,7 +23,7 @@ from typing import Any
 import pretrained
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 RESULTS = Path(__file__).parent / "results" / "autoattack_original.jsonl"
 IMAGES = 200
@@ -79,7 +79,7 @@ def original(name: str, norm: str, eps: float, x: Tensor, y: Tensor) -> dict[str
     """One cell by the original code: who withstood, and the robust accuracy after each of its attacks."""
     import pyautoattack
 
-    model = frozen_network(name)
+    model = pretrained.network(name)
     said = _Messages()
     logger = logging.getLogger("auto-attack")
     logger.setLevel(logging.DEBUG)
@@ -108,7 +108,7 @@ def original(name: str, norm: str, eps: float, x: Tensor, y: Tensor) -> dict[str
 
 def expected_cost(name: str, norm: str, eps: float, x: Tensor, y: Tensor) -> float:
     """Seconds of one pass times the share of 50 images that survive seven sign steps (plus a little for the start)."""
-    model, x, y = frozen_network(name), x[:50], y[:50]
+    model, x, y = pretrained.network(name), x[:50], y[:50]
     start = time.perf_counter()
     z = x.clone()
     for _ in range(7):
@@ -123,10 +123,6 @@ def expected_cost(name: str, norm: str, eps: float, x: Tensor, y: Tensor) -> flo
     seconds = time.perf_counter() - start
     with torch.no_grad():
         return seconds * (0.02 + float((model(z).argmax(1) == y).float().mean()))
-
-
-def frozen_network(name: str) -> nn.Module:
-    return pretrained.network(name).requires_grad_(False)
 
 
 class _Messages(logging.Handler):

@@ -44,7 +44,10 @@ def test_linear_programming_finds_nothing_shorter(norm, order):
         eye = np.eye(k)
         if order == 1:  # d = a - b with a, b >= 0
             best = linprog(
-                np.ones(2 * k), A_eq=[[*w[i], *-w[i]]], b_eq=[gap[i]], bounds=[(0, 1 - v) for v in u[i]] + [(0, v) for v in u[i]]
+                np.ones(2 * k),
+                A_eq=[[*w[i], *-w[i]]],
+                b_eq=[gap[i]],
+                bounds=[(0, 1 - v) for v in u[i]] + [(0, v) for v in u[i]],
             )
         else:  # minimise t with |d| <= t
             best = linprog(

@@ -9,7 +9,7 @@ from torch import Tensor
 from withstand.attacks.engine import Attack, Point, Problem
 from withstand.attacks.pgd import needs_fixed_set
 from withstand.errors import bad
-from withstand.objectives import CrossEntropy, ObjectiveField, TargetedDLR
+from withstand.objectives import DLR, CrossEntropy, ObjectiveField, TargetedDLR
 from withstand.registry import component, replace
 from withstand.threats import L1, Linf, ThreatField, per_row
 
@@ -292,7 +292,8 @@ def _sparse_signs(gradient: Tensor, share: Tensor) -> Tensor:
 
 
 def _note_zero_gradients(p: Problem, gradient: Tensor) -> None:
-    """Remember the rows whose gradient vanishes at the start of a run: no gradient attack can be trusted there."""
-    zero = ~gradient.flatten(1).any(1)
-    noted = p.notes.setdefault("zero_gradient", torch.zeros(len(p.x), dtype=torch.bool, device=p.x.device))
-    noted[p.alive] |= zero
+    """Remember the rows on which a DLR has no gradient at the start of a run: gradient attacks are blind there."""
+    if isinstance(p.objective, (DLR, TargetedDLR)):
+        zero = ~gradient.flatten(1).any(1)
+        none = torch.zeros(len(p.x), dtype=torch.bool, device=p.x.device)
+        p.notes.setdefault("dlr_without_gradient", none)[p.alive] |= zero

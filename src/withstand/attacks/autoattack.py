@@ -1,4 +1,4 @@
-"""AutoAttack: the standard ensemble of parameter-free attacks, each on the examples that the ones before it left standing."""
+"""AutoAttack: an ensemble of parameter-free attacks, each on the examples that the ones before it left standing."""
 
 import time
 from collections.abc import Callable
@@ -22,7 +22,7 @@ from withstand.objectives import DLR, CrossEntropy, Margin, TargetedDLR, Targete
 from withstand.protocols import Flag
 from withstand.random import derive
 from withstand.registry import component, replace
-from withstand.threats import L1, L2, Linf, ThreatField
+from withstand.threats import L1, L2, Linf, Threat, ThreatField
 
 
 @component("attack", "autoattack", systems=("classic_attacks",))
@@ -100,67 +100,46 @@ class AutoAttack(Attack):
         box = box_of(model) if box == "model" else box
         check_inputs(x, y, box)
         call, module = callable_of(model, self.access)
-        ids = torch.arange(len(x)) if ids is None else ids
+        ids = (torch.arange(len(x)) if ids is None else ids).to(x.device)
         context: dict[str, Any] = {"block": block, "box": box, "precision": precision}
+        look, seconds = _Look(threat=Linf(0.0), mode=self.mode), {}
         with ExitStack() as stack:
             stack.enter_context(frozen(module, self.mode) if module is not None else nullcontext())
             stack.enter_context(torch.random.fork_rng(cuda_of(x)))
-            look = _Look(threat=Linf(0.0), mode=self.mode)
             started = time.perf_counter()
-            found = look.run(call, x, y, seed=seed, ids=ids, **context)
-            logits: Tensor = found.notes["logits"]
+            clean = look.run(call, x, y, seed=seed, ids=ids, **context)
+            logits: Tensor = clean.notes["logits"]
             y = logits.argmax(1) if y is None else y
+            tally = _Tally(x, y, clean)
+            accuracy = {"clean": tally.accuracy}
             flags = self._flags_before(call, look, x, logits, seed, context)
             twin = prepared(call, module, x) if self.mode == "eval" and precision is None else None
             attacks = self.attacks(logits.shape[1])
-            names = ["clean", *attacks]
-            stands = logits.argmax(1) == y
-            broken_by = torch.where(stands, -1, 0)
-            x_adv, value = x.clone(), best_other(logits, y) - at(logits, y)
-            forwards, backwards = found.forwards.clone(), found.backwards.clone()
-            cost = torch.where(stands, -1, 1)
-            accuracy, seconds = {"clean": _share(stands)}, {"clean": time.perf_counter() - started}
-            vanishing = torch.zeros_like(stands)
             for position, (name, attack) in enumerate(attacks.items(), 1):
-                rows, started = stands.nonzero().flatten(), time.perf_counter()
+                now = {"seed": derive(seed, name), **context}
+                seconds[[*accuracy][-1]], started = round(time.perf_counter() - started, 3), time.perf_counter()
+                rows = tally.stands.nonzero().flatten()
                 if len(rows):
                     own = replace(attack, threat=self.threat.take(rows))
-                    r = own.run(
-                        call if twin is None else twin,
-                        x[rows], y[rows], seed=derive(seed, name), ids=ids[rows.to(ids.device)], **context,
-                    )  # fmt: skip
-                    spent = forwards[rows] + backwards[rows]
-                    forwards[rows] += r.forwards
-                    backwards[rows] += r.backwards
-                    if "dlr" in repr(getattr(attack, "objective", "")) and "zero_gradient" in r.notes:
-                        vanishing[rows] |= r.notes["zero_gradient"]
-                    hit = r.success.nonzero().flatten()
-                    if len(hit):
-                        z, labels = r.x_adv[hit], y[rows[hit]]
-                        again = look.run(call, z, labels, seed=derive(seed, name), ids=ids[rows[hit].cpu()], **context)
-                        forwards[rows[hit]] += 1
-                        wrong = again.notes["logits"].argmax(1) != labels
-                        hit, logits = hit[wrong], again.notes["logits"][wrong]
-                        taken = rows[hit]
-                        x_adv[taken] = r.x_adv[hit]
-                        value[taken] = best_other(logits, y[taken]) - at(logits, y[taken])
-                        cost[taken] = (spent + r.cost_at_success)[hit]
-                        broken_by[taken] = position
-                        stands[taken] = False
-                accuracy[name], seconds[name] = _share(stands), time.perf_counter() - started
+                    found = own.run(call if twin is None else twin, x[rows], y[rows], ids=ids[rows], **now)
+                    hit = found.success.nonzero().flatten()
+                    if len(hit):  # the model itself has the last word
+                        judged = look.run(call, found.x_adv[hit], y[rows[hit]], ids=ids[rows[hit]], **now)
+                        tally.broke(rows[hit], found.x_adv[hit], judged, found.cost_at_success[hit], position)
+                    tally.spent(rows, found)
+                accuracy[name] = tally.accuracy
                 if progress is not None:
                     progress(len(x) * position // len(attacks))
-        flags += self._flags_after(accuracy, int(vanishing.sum()))
+            seconds[[*accuracy][-1]] = round(time.perf_counter() - started, 3)
         notes = {
-            "attacks": names,
+            "attacks": [*accuracy],
             "robust_accuracy": accuracy,
-            "seconds": {k: round(v, 3) for k, v in seconds.items()},
-            "broken_by": broken_by,
+            "seconds": seconds,
+            "broken_by": tally.broken_by,
             "targets": getattr(attacks.get("apgd-t"), "targets", 0),
-            "flags": flags,
+            "flags": flags + self._flags_after(accuracy, int(tally.vanishing.sum())),
         }
-        distance = self.threat.distance(x.double(), x_adv.double()).to(x.dtype)
-        return AttackResult(x_adv, ~stands, value, distance, forwards, backwards, cost, notes)
+        return tally.result(self.threat, notes)
 
     def _flags_before(
         self, call: Any, look: "_Look", x: Tensor, logits: Tensor, seed: int, context: dict[str, Any]
@@ -170,7 +149,9 @@ class AutoAttack(Attack):
         with _Calls() as inside:
             looks = [look.run(call, few, seed=derive(seed, "look", i), **context).notes["logits"] for i in range(4)]
         if inside.differentiates:
-            flags.append(_flag("dynamic", "the model computes gradients inside its forward pass", "Use an adaptive attack."))
+            flags.append(
+                _flag("dynamic", "the model computes gradients inside its forward pass", "Use an adaptive attack.")
+            )
         if self.version != "rand":
             units = torch.stack([z / (z.norm(dim=1, keepdim=True) + 1e-10) for z in [logits[:250], *looks]])
             spread = float((units[:, None] - units[None]).norm(dim=3).max())
@@ -199,6 +180,50 @@ class AutoAttack(Attack):
         return flags
 
 
+class _Tally:
+    """What is known of every example so far."""
+
+    def __init__(self, x: Tensor, y: Tensor, clean: AttackResult) -> None:
+        logits = clean.notes["logits"]
+        self.x, self.y, self.x_adv = x, y, x.clone()
+        self.stands = logits.argmax(1) == y
+        self.value = best_other(logits, y) - at(logits, y)
+        self.broken_by = torch.where(self.stands, -1, 0)
+        self.forwards, self.backwards = clean.forwards.clone(), clean.backwards.clone()
+        self.cost = torch.where(self.stands, -1, self.forwards)
+        self.vanishing = torch.zeros_like(self.stands)
+
+    @property
+    def accuracy(self) -> float:
+        """The share of all examples that stand."""
+        return float(self.stands.double().mean())
+
+    def broke(self, rows: Tensor, x_adv: Tensor, judged: AttackResult, cost: Tensor, position: int) -> None:
+        """Enter points [B, ...] for the rows [B] that the model gets wrong there."""
+        self.forwards[rows] += judged.forwards
+        logits = judged.notes["logits"]
+        wrong = logits.argmax(1) != self.y[rows]
+        rows, logits = rows[wrong], logits[wrong]
+        self.x_adv[rows] = x_adv[wrong]
+        self.value[rows] = best_other(logits, self.y[rows]) - at(logits, self.y[rows])
+        self.cost[rows] = (self.forwards + self.backwards)[rows] + cost[wrong]
+        self.broken_by[rows] = position
+        self.stands[rows] = False
+
+    def spent(self, rows: Tensor, found: AttackResult) -> None:
+        """Count the passes of an attack on some rows, and the rows on which its DLR had no gradient to start with."""
+        self.forwards[rows] += found.forwards
+        self.backwards[rows] += found.backwards
+        if "dlr_without_gradient" in found.notes:
+            self.vanishing[rows] |= found.notes["dlr_without_gradient"]
+
+    def result(self, threat: Threat, notes: dict[str, Any]) -> AttackResult:
+        distance = threat.distance(self.x.double(), self.x_adv.double()).to(self.x.dtype)
+        return AttackResult(
+            self.x_adv, ~self.stands, self.value, distance, self.forwards, self.backwards, self.cost, notes
+        )
+
+
 class _Look(Attack):
     """No attack: the logits of the clean points, through the engine's blocks."""
 
@@ -222,7 +247,3 @@ class _Calls(TorchFunctionMode):
 
 def _flag(name: str, said: str, advice: str) -> Flag:
     return Flag(f"autoattack/{name}", "warn", said, advice)
-
-
-def _share(stands: Tensor) -> float:
-    return float(stands.double().mean())

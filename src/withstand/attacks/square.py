@@ -64,8 +64,8 @@ class Square(Attack):
             return p.x
         moves = (_Squares if isinstance(p.threat, Linf) else _Windows)(p)
         z = moves.start()
-        value = p.look(z)[1]
-        z, value = p.drop_done(z, value)
+        seen, value = p.look(z)
+        z, value, had = p.drop_done(z, value, p.broken(seen))
         draws = torch.empty(0)
         for query in range(self.queries):
             if p.finished:
@@ -77,12 +77,13 @@ class Square(Attack):
             candidate, settle = moves.propose(z, share, draws[:, place])
             seen, found = p.peek(candidate)
             won = p.broken(seen)
-            kept = (found > value) | won
+            kept = (found > value) | (won & ~had)
             z = settle(kept)
             value = torch.where(kept, found, value)
             if bool(won.any()):
+                had = had | won
                 p.offer(z, won, value)
-                z, value = p.drop_done(z, value)
+                z, value, had = p.drop_done(z, value, had)
         if not p.finished:
             p.offer(z, torch.zeros_like(value, dtype=torch.bool), value)
         return z

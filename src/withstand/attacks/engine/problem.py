@@ -290,8 +290,10 @@ class Problem:
         assert isinstance(z, Tensor)
         direction = self._threat_can("steepest")(gradient)
         if self._interval is not None and isinstance(size, float) and isinstance(self.threat.eps, float):
-            moved_point = torch.add(z, direction, alpha=self.threat.eps * size, out=direction)  # small models feel copies
-            return torch.clamp(moved_point, *self._interval, out=moved_point)
+            length = self.threat.eps * size
+            return self.project_(
+                torch.add(z, direction, alpha=length, out=direction)
+            )  # in place: small models feel copies
         return self.project(z + per_row(self.threat.scale(self.x_alive) * size, z) * direction)
 
     def project(self, z: Tensor) -> Tensor:
@@ -388,23 +390,24 @@ class Problem:
         """A point replaces the remembered one when it wins first, rises while nothing won, or (nearest) wins closer."""
         value = value.to(self.best_value.dtype)
         whole = len(rows) == len(self.x)
-        had = self.won if whole else self.won[rows]
+        had, any_won = self.won if whole else self.won[rows], bool(won.any())
         if self.nearest:
-            if not bool(won.any()):
+            if not any_won:
                 return
-            distance = self._threat.distance(self.x if whole else self.x[rows], points)
+            threat, x = (self._threat, self.x) if whole else (self._threat.take(rows), self.x[rows])
+            distance = threat.distance(x, points)
             better = won & (distance < self.best_distance[rows])
             self.best_distance[rows] = torch.where(better, distance, self.best_distance[rows])
         elif self._remembers == "best":
             better = ~had & (won | (value > (self.best_value if whole else self.best_value[rows])))
         else:
             better = ~had & won
-        new = won & ~had
-        self.hit[rows] |= won
-        if bool(new.any()):
+        if any_won:
+            self.hit[rows] |= won
+            new = rows[won & ~had]
+            self.cost_at_win[new] = (self.forwards + self.backwards)[new]
+            self.won[new] = True
             self._fresh_wins = True
-            self.cost_at_win[rows[new]] = (self.forwards + self.backwards)[rows[new]]
-            self.won[rows[new]] = True
         changes = int(better.sum())
         if whole and changes == len(rows):
             self.best.copy_(points)

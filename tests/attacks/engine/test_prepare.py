@@ -1,0 +1,119 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import withstand as ws
+from withstand.attacks.engine.prepare import prepared
+from withstand.random import Rows
+
+
+class Net(nn.Module):
+    """Two normalised convolutions, one of them without a norm of its own in between; `twist` breaks what folding assumes."""
+
+    def __init__(self, twist: str = "") -> None:
+        super().__init__()
+        self.twist = twist
+        self.conv1, self.norm1 = nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.conv2, self.norm2 = nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.head = nn.Linear(8, 4)
+        for norm in (self.norm1, self.norm2):
+            norm.running_mean.normal_()
+            norm.running_var.uniform_(0.5, 2)
+            nn.init.uniform_(norm.weight, 0.5, 2)
+            nn.init.normal_(norm.bias)
+
+    def forward(self, x):
+        if x.shape[1] != 3:  # control flow that a tracer could not follow
+            raise ValueError
+        first = self.conv1(x)
+        z = self.norm1(first).relu()
+        if self.twist == "used twice":
+            z = z + first
+        second = self.conv2(z)
+        z = self.norm2(second).relu()
+        if self.twist == "called twice":
+            z = self.norm2(self.conv2(z)).relu()
+        if self.twist == "random":
+            z = z + 1e-3 * torch.randn_like(z)
+        return self.head(z.mean((2, 3)))
+
+
+def made(twist: str = "") -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        return Net(twist).eval()
+
+
+X = Rows.count(0, 6).uniform((3, 10, 10), "x")
+
+
+def test_the_copy_has_no_norms_and_the_same_logits_and_gradients():
+    net = made()
+    twin = prepared(net, net, X)
+    assert twin is not None
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in twin.modules())
+    assert any(isinstance(m, nn.BatchNorm2d) for m in net.modules())
+    found = []
+    for model in (net, twin):
+        point = X.clone().requires_grad_()
+        logits = model(point)
+        found.append((logits.detach(), torch.autograd.grad(logits.logsumexp(1).sum(), point)[0]))
+    for a, b in zip(*found):
+        assert (a - b).abs().max() < 1e-5 * a.abs().max()
+
+
+@pytest.mark.parametrize("twist", ["used twice", "called twice", "random"])
+def test_a_model_that_uses_its_parts_otherwise_is_never_folded_wrongly(twist):
+    net = made(twist)
+    twin = prepared(net, net, X)
+    if twin is not None:
+        assert torch.allclose(twin(X), net(X), atol=1e-5)
+    assert twin is None or twist == "called twice"
+
+
+def test_models_with_hooks_without_norms_or_that_cannot_be_copied_are_left_alone():
+    net = made()
+    net.conv1.register_forward_hook(lambda *_: None)
+    assert prepared(net, net, X) is None
+    assert prepared(nn.Conv2d(3, 2, 3), nn.Conv2d(3, 2, 3), X) is None
+    assert prepared(lambda z: z, None, X) is None
+
+    class Locked(Net):
+        def __deepcopy__(self, memo):
+            raise TypeError("no copies")
+
+    locked = Locked().eval()
+    assert prepared(locked, locked, X) is None
+
+
+def test_the_call_counts_not_the_module_behind_it():
+    net = made()
+    assert prepared(lambda z: net(z) * 2, net, X) is None
+
+
+def test_later_changes_of_the_model_are_seen():
+    net = made()
+    attack = ws.attacks.APGD(ws.Linf(0.02), steps=5)
+    y = net(X).argmax(1)
+    before = attack(net, X, y)
+    state = copy.deepcopy(net.state_dict())
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.mul_(-1)
+    other = attack(net, X, net(X).argmax(1))
+    net.load_state_dict(state)
+    assert not torch.equal(before, other)
+    assert torch.equal(before, attack(net, X, y))
+
+
+def test_the_model_itself_judges_what_was_found_on_its_copy(monkeypatch):
+    """A copy that is wrong about everything leads to no success."""
+    from withstand.attacks.engine import run
+
+    net = made()
+    y = net(X).argmax(1)
+    monkeypatch.setattr(run, "prepared", lambda call, module, x: lambda z: -net(z))
+    r = ws.attacks.APGD(ws.Linf(1e-6), steps=2).run(net, X, y)
+    assert not r.success.any()
