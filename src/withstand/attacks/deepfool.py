@@ -9,7 +9,7 @@ from withstand.attacks.engine import Attack, Problem
 from withstand.attacks.engine.gradients import gradients_of
 from withstand.attacks.engine.needs import needs_threat, needs_whole
 from withstand.errors import bad
-from withstand.objectives import Margin, at
+from withstand.objectives import Confident, Margin, at
 from withstand.registry import component
 from withstand.threats import L2, Linf, ThreatField, clip, per_row
 
@@ -36,6 +36,7 @@ class DeepFool(Attack):
 
     nearest = True
     objective = Margin()
+    criterion = Confident(Margin(kappa=1e-5))  # a class that changed within rounding may change back in another batch
 
     def __post_init__(self) -> None:
         needs_threat(self, L2, Linf)
@@ -69,7 +70,7 @@ class DeepFool(Attack):
         size = slopes.flatten(2).norm(dim=2, p=2 if euclidean else 1).clamp_min(1e-12)
         k = (values.abs() / size).argmin(1)
         rows = torch.arange(len(k), device=k.device)
-        gap = (values[rows, k].abs() + 1e-6) / size[rows, k]  # 1e-6: a point on the boundary must cross it
+        gap = (values[rows, k].abs() + 1e-4) / size[rows, k]  # 1e-4 (as released): cross it, not touch it
         slope = slopes[rows, k]
         return per_row(gap, slope) * (slope / per_row(size[rows, k], slope) if euclidean else slope.sign())
 

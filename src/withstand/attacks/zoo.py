@@ -26,6 +26,7 @@ class ZOO(Attack):
     threat: L2; without eps the attack reports the distance, with eps points beyond it are failures. queries: budget per
     example, shared evenly by the rounds. searches: values of the weight c. c: the first one. coordinates: values moved
     per step. lr: Adam's. h: half width of the difference. objective: `margin(kappa)` or `targeted_margin(target, kappa=)`.
+    The paper takes lr 0.01, 128 values and nine rounds, with budgets of 10^5 queries and more.
 
     Reference: Chen et al., "ZOO: Zeroth Order Optimization based Black-box Attacks to Deep Neural Networks without Training
     Substitute Models", 2017, arXiv 1708.03999.
@@ -33,10 +34,10 @@ class ZOO(Attack):
 
     threat: ThreatField = L2()
     queries: int = 10_000
-    searches: int = 4
+    searches: int = 2
     c: float = 1.0
-    coordinates: int = 32
-    lr: float = 0.01
+    coordinates: int = 16
+    lr: float = 0.02
     h: float = 1e-4
     objective: ObjectiveField = Margin(kappa=0.0)
 
