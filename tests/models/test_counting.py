@@ -97,6 +97,17 @@ def test_everything_is_removed_afterwards(model):
     assert not model._forward_hooks
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_scripted_modules_are_counted_through_their_target(model):
+    scripted = torch.jit.script(model)
+    with pytest.raises(BadInput, match=r"Give as_target\(model\)"), count_passes(scripted):
+        pass
+    target = as_target(scripted)
+    with count_passes(target) as passes:
+        target(x)
+    assert passes == Passes(1, 5)
+
+
 def test_other_things_are_refused():
     with pytest.raises(BadInput, match="a torch module or what load_model returns"), count_passes(3):
         pass

@@ -175,4 +175,6 @@ def as_dataset(data: Any) -> Dataset:
         return from_arrays(*data)
     if isinstance(data, Dataset):
         return data
-    raise bad("data", type(data).__name__, "a data set, a name or path that load_data reads, or a pair (x, y) of arrays")
+    raise bad(
+        "data", type(data).__name__, "a data set, a name or path that load_data reads, or a pair (x, y) of arrays"
+    )

@@ -55,6 +55,10 @@ def count_passes(model: Any) -> Iterator[Passes]:
         raise bad("model", type(model).__name__, "a torch module or what load_model returns")
     # a target's own module may be wrapped anew by every caller; the model inside is the same for all of them
     module = model if isinstance(model, nn.Module) else getattr(model, "model", None)
+    if isinstance(module, torch.jit.ScriptModule):  # takes no hooks itself
+        if module is model:
+            raise bad("model", "a scripted module", "a target around it", "Give as_target(model), and call that.")
+        module = model.module
     if isinstance(module, nn.Module):
         handle = module.register_forward_hook(
             lambda m, args, kwargs, out: _counted(passes, args, kwargs, out), with_kwargs=True

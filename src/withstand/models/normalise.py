@@ -39,8 +39,8 @@ def normalisation(mean: Any, std: Any, known: Pair | None, channels: int | None)
             raise bad(argument, values, "units of the [0, 1] range", "Divide by 255.")
         if len(values) > 1 and channels is not None and len(values) != channels:
             raise bad(argument, f"{len(values)} values", f"1 or {channels}, one for each channel")
-    if pair is not None and len(pair[0]) != len(pair[1]):
-        raise bad("std", f"{len(pair[1])} values", f"as many as mean has: {len(pair[0])}")
+    if pair is not None and 1 < len(pair[0]) != len(pair[1]) > 1:
+        raise bad("std", f"{len(pair[1])} values", f"1, or as many as mean has: {len(pair[0])}")
     return pair, ()
 
 

@@ -113,14 +113,19 @@ def huggingface(name: str, state: State, classes: int | None) -> Built:
     options: dict[str, Any] = {"local_files_only": local, "trust_remote_code": False}
     try:
         config = AutoConfig.from_pretrained(place, **options)
-        module = AutoModelForImageClassification.from_pretrained(place, config=config, use_safetensors=True, **options)
-    except (OSError, ValueError, KeyError) as error:
+        module, info = AutoModelForImageClassification.from_pretrained(
+            place, config=config, use_safetensors=True, output_loading_info=True, **options
+        )
+    except Exception as error:  # safetensors and the hub raise kinds of their own
         first = str(error).strip().split("\n")[0]
         if local:
             raise BadInput(
                 f"hf:{name}: not an image classifier of transformers in safetensors form: {first}"
             ) from error
         raise _not_fetched(f"hf:{name}", first) from error
+    if missing := sorted(info["missing_keys"]):  # transformers would fill them with random numbers
+        got = f"{len(missing)} weights that it lacks: {', '.join(missing[:5])}"
+        raise bad(f"hf:{name}", got, "a repository with all weights of an image classifier", "Was it fine-tuned?")
     if classes not in (None, config.num_labels):
         raise bad("classes", classes, f"{config.num_labels}, as hf:{name} has")
     channels = getattr(config, "num_channels", 3)

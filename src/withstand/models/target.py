@@ -134,8 +134,9 @@ class Normalised(nn.Module):
         self.training = model.training
 
     def forward(self, x: Tensor) -> Any:
-        if x.shape[1] != len(self.mean) and len(self.mean) > 1:
-            raise bad("x", f"{x.shape[1]} channels", f"{len(self.mean)} channels, as many as mean and std have values")
+        channels = max(len(self.mean), len(self.std))
+        if 1 < channels != x.shape[1]:
+            raise bad("x", f"{x.shape[1]} channels", f"{channels} channels, as many as mean and std have values")
         shape = (1, -1, *[1] * (x.ndim - 2))
         return self.model((x - self.mean.to(x.dtype).view(shape)) / self.std.to(x.dtype).view(shape))
 
