@@ -1,6 +1,7 @@
 """Whether to believe the robustness figures: trust indicators from short probes and from the rows of other checks."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import field
 from typing import Any
 
 import numpy as np
@@ -20,13 +21,13 @@ class Trust(Check):
     """Trust indicators: is the model robust, or do the attacks fail?
 
     threat: where the probes attack, linf or l2; take that of the robust check. examples: the first so many of the data.
-    steps: gradient steps of the iterative probes (twice as many without a bound). queries: of the black-box search (Square).
+    steps: gradient steps of the iterative probes (twice as many without a bound). queries: of the search by scores (Square).
     """
 
-    examples: int | None = 64
     threat: ThreatField = Linf(8 / 255)
     steps: int = 20
     queries: int = 200
+    examples: int | None = field(default=64, kw_only=True)
 
     title = "Can the numbers be trusted?"
     compared = False
@@ -49,13 +50,13 @@ class Trust(Check):
 
     def passes(self, target: Target) -> float:
         if "gradients" not in target.access:
-            return len(LADDER) * self.queries / 2 + 20
+            return self.queries + 30
         return self.steps * (len(LADDER) + 6) + self.queries / 2 + 60
 
     def rows(
         self, target: Target, shard: Batch, given: Mapping[str, Any], artefact: Any, ctx: Context
     ) -> Iterable[Row]:
-        return Probes(target, shard, self.threat, self.steps, self.queries, ctx)
+        return list(Probes(target, shard, self.threat, self.steps, self.queries, ctx))
 
     def reduce(self, rows: Table, others: Mapping[str, Table], ctx: Context) -> Findings:
         seen = Evidence(rows, others, repr(self.threat))

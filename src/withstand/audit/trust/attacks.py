@@ -47,8 +47,9 @@ class SuccessDoesNotRise(Indicator):
 
     meaning = "A larger set holds the smaller one, so an attack that finds less there is failing."
     measured = (
-        "The same attack at 1/4, 1/2, 1, 2 and 4 times the radius (PGD; Square on black boxes). An example is "
-        "affected when it falls at one radius and stands at the next; the worst step of the ladder counts."
+        "The same attack at 1/4, 1/2, 1, 2 and 4 times the radius (PGD; Square with a fifth of its queries on "
+        "black boxes). An example is affected when it falls at one radius and stands at the next; the worst step "
+        "of the ladder counts."
     )
     threshold = SHARES
     advice = (

@@ -51,7 +51,7 @@ NOTED = (0, 1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 75, 100)
 class Probes:
     """Measurements of one target on one shard, as rows.
 
-    steps: gradient steps of the iterative attacks. queries: of the black-box search.
+    steps: gradient steps of the iterative attacks. queries: of the black-box search, in all.
     """
 
     def __init__(self, target: Target, batch: Batch, threat: Threat, steps: int, queries: int, ctx: Context) -> None:
@@ -99,14 +99,17 @@ class Probes:
             return
         yield from self.run("noise", 1.0, Noise(self.threat, samples=NOISES))
         if isinstance(self.threat, (Linf, L2)) and self.x.dim() == 4:
-            for times in (1.0,) if "gradients" in self.target.access else LADDER:
-                yield from self.run("square", times, Square(scaled(self.threat, times), queries=self.queries))
+            radii = (1.0,) if "gradients" in self.target.access else LADDER
+            for times in radii:
+                square = Square(scaled(self.threat, times), queries=max(1, self.queries // len(radii)))
+                yield from self.run("square", times, square)
 
     def white_box(self) -> Iterator[Row]:
         """What needs gradients."""
         if len(self.x) and self.target.module is not None:
             self.seed()
             backward, calls = watch(self.target.module, self.target, self.x[:2])
+            self.ctx.spend(forwards=len(self.x[:2]))
             for measure, value in (("backward", backward), ("calls", calls)):
                 yield Row("model", int(self.ids[0]), {"probe": "inside", "measure": measure}, None, float(value))
             yield from self.gradients()
