@@ -71,7 +71,7 @@ def test_a_failed_check_is_tried_again(tmp_path, audit_small):
 
 @pytest.mark.parametrize("error", [Unavailable("endpoint gone"), OSError(5, "Input/output error"), MemoryError("full")])
 def test_an_outage_stops_the_run_and_keeps_what_is_done(tmp_path, audit_small, rows, error):
-    with pytest.raises(Unavailable, match="endpoint gone|same command continues"):
+    with pytest.raises(Unavailable, match=r"endpoint gone|same command continues"):
         audit_small(tmp_path / "run", checks=[raising(error), "clean"])
     assert len(rows(tmp_path / "run")) == 1
 
