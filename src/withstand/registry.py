@@ -285,7 +285,7 @@ def to_call(made: Any) -> str:
     fields = sorted((f for f in dataclasses.fields(made) if f.init), key=lambda f: f.kw_only is True)
     for position, f in enumerate(fields):
         value = getattr(made, f.name)
-        default = f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
+        default = f.default_factory() if callable(f.default_factory) else f.default
         if _same(value, default):
             continue
         text = _text(value)

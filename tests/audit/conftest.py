@@ -1,4 +1,4 @@
-"""Small trained models on digits, and checks run as the engine runs them."""
+"""Small trained models on digits, checks run as the engine runs them, and small audits for the run folder."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -6,13 +6,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
+import withstand as ws
 from withstand.audit.check import Check, Table
 from withstand.audit.store import as_table
+from withstand.data import from_arrays
 from withstand.models import as_target
 from withstand.models.target import TorchTarget
 from withstand.protocols import Batch, Context, Findings, Row, Space
@@ -162,3 +166,40 @@ def _trained(attack: str | None) -> TorchTarget:
     target = as_target(net, "hardened" if attack else "plain", Space((1, 8, 8), (0.0, 1.0), 10))
     assert isinstance(target, TorchTarget)
     return target
+
+
+CHECKS = ("clean", "robust(linf(0.1), attack=pgd(steps=3))")
+
+
+def small_audit(out: Path, examples: int = 300, checks: Any = CHECKS, **options: Any) -> ws.Scorecard:
+    """Two linear models on noise with labels that the first one mostly gets right."""
+    generator = torch.Generator().manual_seed(0)
+    models = {}
+    for name in ("first", "second"):
+        layer = nn.Linear(64, 10)
+        with torch.no_grad():
+            for parameter in layer.parameters():
+                parameter.copy_(torch.randn(parameter.shape, generator=generator))
+        models[name] = nn.Sequential(nn.Flatten(), layer)
+    x = torch.rand(examples, 1, 8, 8, generator=generator)
+    y = models["first"](x).argmax(1)
+    y[::7] = (y[::7] + 1) % 10
+    return ws.audit(models, from_arrays(x, y, classes=10), checks=checks, out=out, **options)
+
+
+def rows_of(folder: Path) -> dict[str, pa.Table]:
+    """Every file of rows, by its place in the run folder."""
+    files = sorted((folder / "rows").rglob("*.parquet"))
+    return {
+        str(f.relative_to(folder)): pq.ParquetFile(f).read().drop(["run"]).replace_schema_metadata(None) for f in files
+    }
+
+
+@pytest.fixture
+def audit_small() -> Callable[..., ws.Scorecard]:
+    return small_audit
+
+
+@pytest.fixture
+def rows() -> Callable[[Path], dict[str, pa.Table]]:
+    return rows_of

@@ -1,6 +1,8 @@
 """The audit: checks, presets, the run folder, the scorecard."""
 
 import importlib
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 _HOMES = {
@@ -32,3 +34,13 @@ def __getattr__(name: str) -> Any:
     value = getattr(importlib.import_module(_HOMES[name]), name)
     globals()[name] = value
     return value
+
+
+class _Callable(ModuleType):
+    """`withstand.audit` names a function and a package: once the package is imported, the name does for both."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> "Scorecard":
+        return self.__getattr__("audit")(*args, **kwargs)
+
+
+sys.modules[__name__].__class__ = _Callable

@@ -43,7 +43,7 @@ class Plan:
     shard: int = SHARD
     device: str = "cpu"
     block: int | None = None
-    _shards: dict[str, list[list[int]]] = field(default_factory=dict, repr=False)
+    _cut: dict[str, list[list[int]]] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         for what, names in (("models", self.models), ("checks", self.checks)):
@@ -69,16 +69,13 @@ class Plan:
         """The positions of the examples of each shard of a check; none for a check that only reads others' rows."""
         if not check.own_rows:
             return []
-        key = repr(check)
-        if key not in self._shards:
-            examples = self.examples(check)
-            chosen = list(range(len(examples)))
-            if check.examples is not None and check.examples < len(chosen):
-                # folders are in the order of their classes: the first so many would be of one class
-                order = stratified(getattr(examples, "labels", None), len(chosen), 0)
-                chosen = sorted(order[: check.examples].tolist())
-            self._shards[key] = [chosen[i : i + self.shard] for i in range(0, len(chosen), self.shard)]
-        return self._shards[key]
+        examples = self.examples(check)
+        chosen = list(range(len(examples)))
+        if check.examples is not None and check.examples < len(chosen):
+            # folders are in the order of their classes: the first so many would be of one class
+            order = stratified(getattr(examples, "labels", None), len(chosen), 0)
+            chosen = sorted(order[: check.examples].tolist())
+        return [chosen[i : i + self.shard] for i in range(0, len(chosen), self.shard)]
 
     def examples(self, check: Check) -> Dataset:
         """What the shards of a check are cut from."""
@@ -86,7 +83,9 @@ class Plan:
 
     def positions(self, unit: Unit) -> list[int]:
         """The positions of the examples of a piece of work."""
-        return self.shards(self.checks[unit.check])[unit.shard]
+        if unit.check not in self._cut:
+            self._cut[unit.check] = self.shards(self.checks[unit.check])
+        return self._cut[unit.check][unit.shard]
 
     def obstacle(self, model: Target, check: Check) -> tuple[str, str] | None:
         """Why a check cannot run on a model: (status, reason), or None."""

@@ -82,6 +82,7 @@ class Store:
                     "allowed: a new folder, or that of an unfinished run. Choose another --out."
                 )
             else:
+                self._sweep()
                 write_json(self.folder / "plan.json", self.plan)
         except BaseException:
             self._lock.close()
