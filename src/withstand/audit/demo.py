@@ -8,6 +8,7 @@ from safetensors.torch import save
 from withstand.data import load_data
 from withstand.files import write_atomic
 from withstand.models import load_model
+from withstand.models.threads import suited_threads
 from withstand.protocols import Target
 from withstand.training.basic import fit
 
@@ -27,7 +28,8 @@ def demo_models(folder: str | Path, announce: Callable[[str], None] = lambda tex
             batch = train.batch(range(len(train)))
             assert network is not None
             assert batch.y is not None
-            fit(network, (batch.x, batch.y), epochs=EPOCHS, attack=attack)
+            with suited_threads(network, batch.x[:1]):
+                fit(network, (batch.x, batch.y), epochs=EPOCHS, attack=attack)
             write_atomic(path, save(network.model.state_dict()))
         made[name] = load_model("zoo:digits_cnn", weights=path, name=name)
     return made

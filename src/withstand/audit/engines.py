@@ -15,6 +15,7 @@ from withstand.audit.check import Check
 from withstand.audit.plan import Plan, Unit
 from withstand.audit.store import Store, scratch
 from withstand.errors import Unavailable, WithstandError, missing_extra
+from withstand.models.threads import suited_threads
 from withstand.protocols import Context
 from withstand.random import derive
 
@@ -109,9 +110,10 @@ def work(plan: Plan, store: Store, unit: Unit, tell: Tell) -> None:
         ctx = _context(plan, store, unit)
         ctx.folder, ctx.progress = folder, partial(tell, unit)
         tell(unit, 0)
-        artefact = prepared(plan, store, unit)
         batch = plan.examples(check).batch(positions).to(plan.device)
-        rows = list(check.rows(target, batch, plan.given, artefact, ctx))
+        with suited_threads(target.module, plan.data.batch([0]).to(plan.device).x):
+            artefact = prepared(plan, store, unit)
+            rows = list(check.rows(target, batch, plan.given, artefact, ctx))
     cost = {**ctx.cost, "seconds": time.perf_counter() - started, "examples": len(positions)}
     store.write(unit.model, unit.check, unit.shard, rows, plan.seed, cost)
     tell(unit, len(positions))

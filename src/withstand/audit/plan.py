@@ -15,6 +15,7 @@ from withstand.data.images import stratified
 from withstand.errors import bad, unknown
 from withstand.files import slug
 from withstand.models import as_target, check_compatible, frozen, load_model
+from withstand.models.threads import suited_threads
 from withstand.protocols import Dataset, Target
 
 SHARD = 128
@@ -187,15 +188,16 @@ def _probe(target: Target, plan: Plan) -> float:
     gradients = "gradients" in target.access
     x = plan.data.batch(range(min(32 if target.module is not None else 1, len(plan.data)))).to(plan.device).x
     best = float("inf")
-    for _ in range(2 if target.module is not None else 1):
-        started = time.perf_counter()
-        if gradients and target.module is not None:
-            with frozen(target.module), torch.random.fork_rng([]):
-                point = x.clone().requires_grad_(True)
-                torch.autograd.grad(target(point).sum(), point)
-        else:
-            target(x)
-        best = min(best, time.perf_counter() - started)
+    with suited_threads(target.module, x[:1]):
+        for _ in range(2 if target.module is not None else 1):
+            started = time.perf_counter()
+            if gradients and target.module is not None:
+                with frozen(target.module), torch.random.fork_rng([]):
+                    point = x.clone().requires_grad_(True)
+                    torch.autograd.grad(target(point).sum(), point)
+            else:
+                target(x)
+            best = min(best, time.perf_counter() - started)
     return best / len(x)
 
 
