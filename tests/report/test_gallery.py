@@ -66,7 +66,7 @@ def test_examples_beyond_the_budget_are_left_out_and_counted(tmp_path):
 
 def test_an_example_is_told_in_words():
     shot = gallery({"items": [item(17)]}, None)[0][0]
-    assert shot.said == "Example 17: truly cat, predicted cat 90.0% when clean, dog 80.0% when attacked; eps 2/255"
+    assert shot.said == "Example 17: truly cat, predicted cat (90.0%) when clean, dog (80.0%) when attacked; eps 2/255"
     assert shot.distance == "1/255"
 
 

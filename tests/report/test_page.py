@@ -174,6 +174,20 @@ def test_better_means_lower_where_lower_is_better():
     assert "≈ no clear change" in Document(render(card, "")).said
 
 
+def test_of_many_comparisons_of_a_check_those_without_a_clear_change_are_folded():
+    def change(check, k, clear):
+        return Comparison(
+            "withstood", check, "a", "b", 0.1, 0.05 if clear else -0.05, 0.2, 0.1, 9, condition={"eps": k}
+        )
+
+    changes = [change("many", k, clear=k == 1) for k in range(1, 7)] + [change("clean", 9, clear=False)]
+    text = render(one_check(Metric("clean_accuracy", 0.5), comparisons=changes), "")
+    shown, folded = text.split("5 comparisons without a clear change")
+    assert [f"<small>eps {k}</small>" in shown for k in (1, 2, 9)] == [True, False, True]
+    assert [f"<small>eps {k}</small>" in folded for k in (1, 2, 6, 9)] == [False, True, True, False]
+    assert "Clean accuracy</span><small>eps 9" in shown
+
+
 def test_checks_that_did_not_run_say_why_once_for_all_models(page):
     assert page.said.count("needs surrogate") == 1
     assert "out of memory at a block of one example" in page.said

@@ -40,6 +40,24 @@ def test_a_paired_comparison_decides_before_the_intervals_do():
     assert marks(card(apart, [unsure])) == {"a": "", "b": "leads"}
 
 
+def test_outcomes_are_compared_as_withstood_whatever_the_metric_is_called():
+    values = {"a": (0.5, 0.4, 0.6), "b": (0.55, 0.45, 0.65)}
+    sure = Comparison("withstood", "clean", "a", "b", 0.05, 0.01, 0.09, 0.01, 10, condition={"measure": "confidence"})
+    assert marks(card(values, [sure])) == {"a": "", "b": "best"}
+    assert marks(card(values, [sure], better="lower")) == {"a": "leads", "b": ""}
+
+
+def test_a_metric_that_each_model_has_once_is_one_row_with_what_is_its_own():
+    def result(model, worst):
+        condition = {"eps": 0.1, "class": worst}
+        return CheckResult(model, "c", "C", "c()", metrics=[Metric("worst", 0.5, condition=condition)])
+
+    made = Scorecard("r", models={"a": {}, "b": {}}, results=[result("a", "cat"), result("b", "dog")]).to_json()
+    (row,) = summary.groups(made)[0].rows
+    assert row.condition == {"eps": 0.1}
+    assert [row.cells[n].own for n in "ab"] == [{"class": "cat"}, {"class": "dog"}]
+
+
 def test_equal_values_and_single_models_have_no_best():
     assert marks(card({"a": (0.5, 0.4, 0.6), "b": (0.5, 0.4, 0.6)})) == {"a": "", "b": ""}
     assert marks(card({"a": (0.5, 0.4, 0.6)})) == {"a": ""}

@@ -13,6 +13,8 @@ from withstand.report import words
         (-0.05, "share", "−5.0%"),
         (0.4721, "nats", "0.472 nats"),
         (142.0, "queries", "142 queries"),
+        (0.134, "number", "0.134"),
+        (8 / 255, "distance", "8/255"),
         (1234567, "", "1,234,567"),
         (0.0000123, "", "1.23e-05"),
         (None, "share", "—"),
@@ -30,6 +32,8 @@ def test_quantities_carry_their_unit(value, unit, said):
         (0.381, 0.485, "share", "38.1–48.5%"),
         (-0.1, 0.2, "share", "−10.0 – 20.0%"),
         (101, 207, "queries", "101–207 queries"),
+        (0.1, 0.2, "number", "0.100–0.200"),
+        (1 / 255, 2 / 255, "distance", "1/255–2/255"),
         (None, 0.2, "share", ""),
         (0.1, math.nan, "share", ""),
     ],
@@ -57,7 +61,8 @@ def test_differences_of_shares_are_signed_points():
         (0, "0"),
         (12, "12"),
         (100.0, "100"),
-        (0.012345678, "0.0123"),
+        (0.01875, "0.01875"),
+        (0.012345678, "0.01235"),
     ],
 )
 def test_radii_are_written_as_usual(value, said):
@@ -68,7 +73,8 @@ def test_conditions_are_told_in_words():
     assert words.condition({"threat": "linf", "eps": 8 / 255, "severity": 3}) == "Linf 8/255, severity 3"
     assert words.condition({"eps": 0.5}) == "eps 0.5"
     assert words.condition({"threat": "linf"}) == "Linf"
-    assert words.condition({"kind": "fog", "against": "svhn"}) == "fog, against svhn"
+    assert words.condition({"kind": "motion_blur", "against": "svhn"}) == "motion blur, against svhn"
+    assert words.condition({"measure": "confidence"}) == ""
     assert words.condition({}) == ""
 
 
@@ -84,7 +90,15 @@ def test_known_metrics_have_titles_and_others_are_spelled_out():
 
 
 @pytest.mark.parametrize(
-    ("seconds", "said"), [(0.42, "0.4 s"), (75.4, "75 s"), (720, "12 min"), (3 * 3600 + 300, "3 h 05 min")]
+    ("seconds", "said"),
+    [
+        (0.0, "0.0 s"),
+        (0.01, "< 0.1 s"),
+        (0.42, "0.4 s"),
+        (75.4, "75 s"),
+        (720, "12 min"),
+        (3 * 3600 + 300, "3 h 05 min"),
+    ],
 )
 def test_durations(seconds, said):
     assert words.duration(seconds) == said
@@ -93,3 +107,8 @@ def test_durations(seconds, said):
 def test_dates_are_readable_and_anything_else_stays():
     assert words.date("2026-11-20T16:42:07+00:00") == "20 November 2026, 16:42 UTC"
     assert words.date("yesterday") == "yesterday"
+
+
+def test_cells_that_read_as_numbers_are_known():
+    assert all(words.looks_numeric(v) for v in (1, 0.5, "12.5%", "−3.1", "1,000", "94.0 %"))
+    assert not any(words.looks_numeric(v) for v in ("MSP", "", "3 classes", None, True))

@@ -295,7 +295,8 @@ def _bars(
 
 def _stem(s: Series, i: int, x: svg.Axis, y: float, tip: str) -> Markup:
     zero = x(max(0, x.low))
-    inside = [tag("line", class_="stem", x1=zero, x2=x(s.y[i]), y1=y, y2=y)]
+    dashes = svg.DASHES[s.dash % len(svg.DASHES)] or None
+    inside = [tag("line", class_="stem", x1=zero, x2=x(s.y[i]), y1=y, y2=y, stroke_dasharray=dashes)]
     if words.is_number(s.low[i]) and words.is_number(s.high[i]):
         inside.append(tag("line", class_="whisker", x1=x(s.low[i]), x2=x(s.high[i]), y1=y, y2=y))
     inside.append(svg.marker(s.colour, x(s.y[i]), y, 3.6))

@@ -92,7 +92,7 @@ def _badness(item: dict[str, Any]) -> tuple[bool, float, float]:
 def _shot(item: dict[str, Any], images: Sequence[Image]) -> Shot:
     def said(kind: str) -> str:
         sure = item.get(f"{kind}_confidence")
-        share = f" {words.quantity(sure)}" if words.is_number(sure) else ""
+        share = f" ({words.quantity(sure)})" if words.is_number(sure) else ""
         return f"{item.get(f'{kind}_prediction', words.NONE)}{share}"
 
     where = item.get("condition") or {}

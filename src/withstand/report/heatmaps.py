@@ -70,7 +70,7 @@ def _heatmap(
     data: dict[str, Any], unit: str, scale: tuple[float, float], width: int
 ) -> tuple[list[Markup], float, float]:
     rows, columns, better = data["rows"], data["columns"], data.get("better", "higher")
-    texts = [svg.shortened(str(r), 0.36 * NARROW) for r in rows]
+    texts = [svg.shortened(str(r).replace("_", " "), 0.36 * NARROW) for r in rows]
     left, top = max([svg.width_of(t) for t in texts], default=0) + 10, 40
     across = max(2.0, min(56.0, (width - left - 4) / max(1, len(columns))))
     down = max(3.0, min(23.0, 1200 / max(1, len(rows))))

@@ -18,6 +18,7 @@ from withstand.report.gallery import gallery
 
 _HERE = Path(__file__).parent
 _IDS_SHOWN = 60
+_ALIKE = 3  # so many comparisons of one check are all shown; of more, those without a clear change are folded
 
 
 def write(card: dict[str, Any], folder: str | Path, path: Path) -> Path:
@@ -92,8 +93,10 @@ def _data(data: dict[str, Any]) -> str:
         parts.append(words.count(data["examples"], "example"))
     if data.get("shape"):
         parts.append(" × ".join(str(n) for n in data["shape"]))
-    if words.is_number(data.get("classes")):
-        parts.append(words.count(data["classes"], "class", "classes"))
+    classes = data.get("classes")
+    classes = len(classes) if isinstance(classes, list) else classes
+    if words.is_number(classes):
+        parts.append(words.count(classes, "class", "classes"))
     return ", ".join(part for part in parts if part)
 
 
@@ -180,6 +183,7 @@ def _comparisons(card: dict[str, Any]) -> dict[tuple[str, str], list[dict[str, A
         made.append(
             {
                 **c,
+                "what": summary.compared(card, c),
                 "unit": unit,
                 "word": "no clear change" if not sure else "better" if up else "worse",
                 "sign": "≈" if not sure else "▲" if up else "▼",
@@ -192,6 +196,9 @@ def _comparisons(card: dict[str, Any]) -> dict[tuple[str, str], list[dict[str, A
             ids = c[kind]
             more = f" and {len(ids) - _IDS_SHOWN:,} more, in scorecard.json" if len(ids) > _IDS_SHOWN else ""
             c[f"{kind}_ids"] = ", ".join(map(str, ids[:_IDS_SHOWN])) + more
+    for c in made:
+        alike = [o for o in made if all(o[k] == c[k] for k in ("before", "after", "check"))]
+        c["folded"] = c["sign"] == "≈" and len(alike) > _ALIKE
     pairs = dict.fromkeys((c["before"], c["after"]) for c in made)
     return {pair: [c for c in made if (c["before"], c["after"]) == pair] for pair in pairs}
 
@@ -237,4 +244,4 @@ def _links(home: Path | None, beside: Path | None) -> list[tuple[str, str]]:
 def _tables_of(folder: Path) -> list[Path]:
     """Parquet files under rows/, if they are few enough to be listed one by one."""
     files = sorted(folder.rglob("*.parquet"))
-    return files if len(files) <= 40 else []
+    return files if len(files) <= 12 else []

@@ -13,9 +13,13 @@ _SHOWN = 4
 
 @dataclass
 class Cell:
-    """One model's value of one metric. mark: "best", "leads" (by less than the interval) or "". reason: why empty."""
+    """One model's value of one metric. mark: "best", "leads" (by less than the interval) or "". reason: why empty.
+
+    own: what of the condition is this model's own, such as its worst class.
+    """
 
     metric: dict[str, Any] | None = None
+    own: dict[str, Any] = field(default_factory=dict)
     mark: str = ""
     reason: str = ""
 
@@ -43,9 +47,10 @@ class Row:
         return list(dict.fromkeys(f"{c.metric['n']:,}" for c in self.cells.values() if c.metric and c.metric["n"]))
 
     @property
-    def key(self) -> tuple[str, str, str]:
-        """What a comparison of the same numbers shares with this row."""
-        return self.check, self.name, _frozen(self.condition)
+    def keys(self) -> set[tuple[str, str, str]]:
+        """What a comparison of the same numbers shares with this row; outcomes are compared as "withstood"."""
+        names = {self.name, "withstood"} if self.unit == "share" and self.better == "higher" else {self.name}
+        return {(self.check, name, _frozen(self.condition)) for name in names}
 
 
 @dataclass
@@ -76,30 +81,47 @@ def groups(card: dict[str, Any]) -> list[Group]:
     for group in found.values():
         group.rows = _rows(group, names)
         for row in group.rows:
-            _mark(row, compared.get(row.key, []))
+            _mark(row, [c for key in row.keys for c in compared.get(key, [])])
         group.headline = _headline(group.rows, set(compared))
     return list(found.values())
 
 
 def _frozen(condition: dict[str, Any]) -> str:
-    plain = {k: round(v, 9) if isinstance(v, float) else v for k, v in condition.items()}
+    plain = {k: round(v, 9) if isinstance(v, float) else v for k, v in condition.items() if k != "measure"}
     return json.dumps(plain, sort_keys=True, default=str)
 
 
 def _rows(group: Group, names: list[str]) -> list[Row]:
     rows: dict[tuple[str, str], Row] = {}
+    single = _single(group)
     for result in group.results.values():
         for m in result["metrics"]:
-            key = m["name"], _frozen(m["condition"])
+            shared = single[m["name"]] if m["name"] in single else m["condition"]
+            key = m["name"], _frozen(shared)
             if key not in rows:
-                rows[key] = Row(group.check, m["name"], m["condition"], m["unit"], m["better"])
-            rows[key].cells[result["model"]] = Cell(m)
+                rows[key] = Row(group.check, m["name"], shared, m["unit"], m["better"])
+            own = {k: v for k, v in m["condition"].items() if k not in shared}
+            rows[key].cells[result["model"]] = Cell(m, own=own)
     for row in rows.values():
         for name in names:
             result = group.results.get(name)
             reason = "not part of this run" if result is None else result["reason"] or result["status"]
             row.cells.setdefault(name, Cell(reason=reason))
     return list(rows.values())
+
+
+def _single(group: Group) -> dict[str, dict[str, Any]]:
+    """For metrics that every model has at most once, what their conditions share: they belong in one row."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for result in group.results.values():
+        for m in result["metrics"]:
+            found.setdefault(m["name"], []).append(m["condition"])
+    most = {name: max(sum(m["name"] == name for m in r["metrics"]) for r in group.results.values()) for name in found}
+    return {
+        name: {k: v for k, v in conditions[0].items() if all(k in c and c[k] == v for c in conditions)}
+        for name, conditions in found.items()
+        if most[name] == 1
+    }
 
 
 def _mark(row: Row, comparisons: list[dict[str, Any]]) -> None:
@@ -134,7 +156,7 @@ def _headline(rows: list[Row], compared: set[tuple[str, str, str]]) -> list[Row]
             continue
         overall = [r for r in same if not r.condition]
         special = [r for r in same if r.condition]
-        chosen = _spread([r for r in special if r.key in compared])
+        chosen = _spread([r for r in special if r.keys & compared])
         if not chosen:
             chosen = [max(special, key=_badness)]
             chosen[0].worst_of = len(special)
@@ -190,3 +212,10 @@ def unit_of(card: dict[str, Any], check: str, name: str) -> tuple[str, str]:
             if (result["check"], m["name"]) == (check, name):
                 return m["unit"], m["better"]
     return "share", "higher"
+
+
+def compared(card: dict[str, Any], comparison: dict[str, Any]) -> str:
+    """What is compared, in words: the check's title for outcomes, else the metric's."""
+    if comparison["metric"] != "withstood":
+        return words.title(comparison["metric"])
+    return next((r["title"] for r in card["results"] if r["check"] == comparison["check"]), comparison["check"])

@@ -66,6 +66,7 @@ def _cell(cell: summary.Cell) -> Text:
     text = Text(_value(cell.metric), "bold" if cell.mark else "")
     between = words.interval(cell.metric["low"], cell.metric["high"], cell.metric["unit"])
     text.append(f" {between}" if between else "", "not bold dim")
+    text.append(f" {words.condition(cell.own)}" if cell.own else "", "not bold dim")
     text.append(f" {cell.mark}" if cell.mark else "", "not bold cyan")
     return text
 
@@ -82,7 +83,7 @@ def _changes(card: dict[str, Any]) -> Table:
         unit, _ = summary.unit_of(card, c["check"], c["metric"])
         where = words.condition(c["condition"])
         table.add_row(
-            Text(words.title(c["metric"]) + (f" ({where})" if where else "")),
+            Text(summary.compared(card, c) + (f" ({where})" if where else "")),
             Text(f"{c['before']} → {c['after']}"),
             Text(f"{words.change(c['difference'], unit)} ({words.changes(c['low'], c['high'], unit)})"),
             Text(words.p_value(c["p_value"])),
@@ -121,7 +122,7 @@ def markdown(card: dict[str, Any]) -> str:
     for c in card["comparisons"]:
         unit, _ = summary.unit_of(card, c["check"], c["metric"])
         where = words.condition(c["condition"])
-        what = words.title(c["metric"]) + (f" ({where})" if where else "")
+        what = summary.compared(card, c) + (f" ({where})" if where else "")
         much = f"{words.change(c['difference'], unit)} ({words.changes(c['low'], c['high'], unit)})"
         cells = [*map(_plain, (what, c["before"], c["after"])), much, words.p_value(c["p_value"])]
         lines.append("| " + " | ".join(cells) + f" | {len(c['gained'])} | {len(c['lost'])} |")
@@ -145,7 +146,8 @@ def _markdown_cell(cell: summary.Cell) -> str:
         return words.NONE
     value = f"**{_value(cell.metric)}**" if cell.mark else _value(cell.metric)
     between = words.interval(cell.metric["low"], cell.metric["high"], cell.metric["unit"])
-    return value + (f" ({between})" if between else "") + (f" {cell.mark}" if cell.mark else "")
+    own = f" {_plain(words.condition(cell.own))}" if cell.own else ""
+    return value + (f" ({between})" if between else "") + own + (f" {cell.mark}" if cell.mark else "")
 
 
 def _plain(text: str) -> str:
@@ -227,5 +229,9 @@ def _hub_metric(row: summary.Row, model: str) -> list[str]:
         f"      value: {json.dumps(metric['value'])}",
         f"      name: {json.dumps(_measure(row), ensure_ascii=False)}",
     ]
-    args = {**row.condition, **{k: metric[k] for k in ("low", "high") if words.is_number(metric[k])}, "n": metric["n"]}
+    args = {
+        **metric["condition"],
+        **{k: metric[k] for k in ("low", "high") if words.is_number(metric[k])},
+        "n": metric["n"],
+    }
     return [*lines, f"      args: {json.dumps(args, ensure_ascii=False, default=str)}"]

@@ -4,6 +4,7 @@ The page and the terminal write numbers in the same way because both ask here.
 """
 
 import math
+import re
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, TypeGuard
@@ -16,6 +17,11 @@ METRICS: dict[str, tuple[str, str]] = {
     "clean_accuracy": ("Accuracy on clean data", "share of unchanged examples that the model gets right"),
     "accuracy": ("Accuracy", "share of examples that the model gets right"),
     "robust_accuracy": ("Accuracy under attack", "share of examples that stay right whatever the attack found"),
+    "curve_accuracy": ("Accuracy as the change grows", "share of examples that stay right up to this size of change"),
+    "distances_found": ("Errors found nearby", "share of examples for which the search found any error at all"),
+    "distance_quantile": ("Distance to an error", "this share of the examples needs a smaller change to turn wrong"),
+    "surrogate_fooled": ("Surrogate fooled", "share of the transferred examples that fool the model they were made on"),
+    "withstood": ("Withstood", "share of examples that the model withstood"),
     "attack_success_rate": ("Success of the attack", "share of the examples first right that the attack turned wrong"),
     "worst_class_accuracy": ("Accuracy of the worst class", "the lowest accuracy among the classes"),
     "worst_class_robust_accuracy": ("Worst class under attack", "the lowest accuracy under attack among the classes"),
@@ -42,6 +48,9 @@ METRICS: dict[str, tuple[str, str]] = {
     "fpr95": ("Unfamiliar inputs: FPR95", "share of the other set mistaken when 95% are found"),
 }
 _BARE = ("attack", "threat", "norm", "detector", "kind", "corruption")
+_SPELLED = ("kind", "corruption")
+_SILENT = ("measure",)  # says what a row's value is, not what was done
+_UNITLESS = ("", "number")
 
 
 def title(name: str) -> str:
@@ -84,13 +93,22 @@ def is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
+def looks_numeric(value: Any) -> bool:
+    """Whether a table's cell reads as a number, such as 0.5 or "12.5%", and belongs to the right."""
+    return is_number(value) or bool(re.fullmatch(r"[-+−]?[\d.,]+ ?%?", str(value)))
+
+
 def quantity(value: Any, unit: str = "share") -> str:
     """A value in its unit; shares in percent with one decimal: 43.2%."""
     if not is_number(value):
         return NONE
     if unit == "share":
         return f"{100 * value:.1f}%".replace("-", MINUS)
-    return number(value) + (f" {unit}" if unit else "")
+    return radius(value) if unit == "distance" else number(value) + _spelled(unit)
+
+
+def _spelled(unit: str) -> str:
+    return "" if unit in (*_UNITLESS, "distance") else f" {unit}"
 
 
 def interval(low: Any, high: Any, unit: str = "share") -> str:
@@ -100,7 +118,7 @@ def interval(low: Any, high: Any, unit: str = "share") -> str:
     joint = f" {DASH} " if low < 0 or high < 0 else DASH
     if unit == "share":
         return f"{100 * low:.1f}{joint}{100 * high:.1f}%".replace("-", MINUS)
-    return f"{number(low)}{joint}{number(high)}" + (f" {unit}" if unit else "")
+    return f"{quantity(low, 'distance' if unit == 'distance' else '')}{joint}{quantity(high, unit)}"
 
 
 def change(value: Any, unit: str = "share") -> str:
@@ -110,7 +128,7 @@ def change(value: Any, unit: str = "share") -> str:
     sign = "+" if value > 0 else MINUS if value < 0 else "±"
     if unit == "share":
         return f"{sign}{abs(100 * value):.1f} points"
-    return f"{sign}{number(abs(value))}" + (f" {unit}" if unit else "")
+    return sign + quantity(abs(value), unit)
 
 
 def changes(low: Any, high: Any, unit: str = "share") -> str:
@@ -134,6 +152,7 @@ def radius(value: Any) -> str:
         steps = value * 255
         if abs(steps - round(steps * 4) / 4) < 1e-6:
             return f"{round(steps * 4) / 4:g}/255"
+        return f"{value:.4g}"
     return bare(value)
 
 
@@ -144,14 +163,14 @@ def evidence(name: str, value: Any) -> str:
 
 def condition(values: Mapping[str, Any]) -> str:
     """What was done to the examples: {"threat": "linf", "eps": 8 / 255, "severity": 3} -> Linf 8/255, severity 3."""
-    parts, rest = [], dict(values)
+    parts, rest = [], {k: v for k, v in values.items() if k not in _SILENT}
     eps = rest.pop("eps", None)
     norm = next((rest.pop(key) for key in ("threat", "norm") if isinstance(rest.get(key), str)), "")
     if norm or eps is not None:
         shown = norm[:1].upper() + norm[1:] if norm and "(" not in norm else norm
         parts.append(f"{shown} {radius(eps)}" if norm and eps is not None else shown or f"eps {radius(eps)}")
     for key, value in rest.items():
-        shown = bare(value)
+        shown = bare(value).replace("_", " ") if key in _SPELLED else bare(value)
         parts.append(shown if key in _BARE else f"{key.replace('_', ' ')} {shown}")
     return ", ".join(parts)
 
@@ -163,6 +182,8 @@ def count(n: Any, one: str, many: str = "") -> str:
 
 def duration(seconds: float) -> str:
     """0.4 s, 75 s, 12 min, 3 h 05 min."""
+    if 0 < seconds < 0.05:
+        return "< 0.1 s"
     if seconds < 10:
         return f"{seconds:.1f} s"
     if seconds < 120:
