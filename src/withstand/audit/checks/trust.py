@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from withstand.audit.check import Check, Table
+from withstand.audit.measure import threat_text
 from withstand.audit.trust import Evidence, assess, indicators
 from withstand.audit.trust.probes import LADDER, Probes
 from withstand.errors import bad
@@ -59,7 +60,7 @@ class Trust(Check):
         return list(Probes(target, shard, self.threat, self.steps, self.queries, ctx))
 
     def reduce(self, rows: Table, others: Mapping[str, Table], ctx: Context) -> Findings:
-        seen = Evidence(rows, others, repr(self.threat))
+        seen = Evidence(rows, others, threat_text(self.threat.component_name, self.threat.eps))  # type: ignore[attr-defined]
         return Findings(figures=list(_figures(seen)), flags=assess(seen))
 
 

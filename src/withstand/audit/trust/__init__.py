@@ -11,13 +11,13 @@ Attack Failure: Debugging and Improving Optimization of Adversarial Examples", 2
 """
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from withstand.audit.trust.evidence import Evidence, level, worst
 from withstand.protocols import Flag, Level
 from withstand.registry import entries
 
-__all__ = ["Evidence", "Finding", "Indicator", "assess", "indicators", "level", "worst"]
+__all__ = ["Evidence", "Finding", "Indicator", "assess", "described", "indicators", "level", "worst"]
 
 
 @dataclass
@@ -37,11 +37,11 @@ class Indicator:
     why there. advice: what to do about it. after: the checks whose rows it reads beside the probes.
     """
 
-    meaning = ""
-    measured = ""
-    threshold = ""
-    advice = ""
-    after = ()
+    meaning: ClassVar[str] = ""
+    measured: ClassVar[str] = ""
+    threshold: ClassVar[str] = ""
+    advice: ClassVar[str] = ""
+    after: ClassVar[tuple[str, ...]] = ()
 
     def __call__(self, seen: Evidence) -> Finding | None:
         """The finding, or None where there is nothing to go by."""
@@ -69,3 +69,18 @@ def assess(seen: Evidence) -> list[Flag]:
                 )
             )
     return sorted(flags, key=lambda f: ("fail", "warn", "pass").index(f.level))
+
+
+def described() -> str:
+    """Our own indicators in Markdown: what each means, how it is measured, when it warns and fails, what to do."""
+    parts = []
+    own = {e.name: e.load()() for e in entries("indicator") if e.module.startswith("withstand.")}
+    for name, indicator in own.items():
+        fault = (type(indicator).__doc__ or "").split("\n")[0]
+        read = f" It reads the checks {', '.join(f'`{c}`' for c in indicator.after)}." if indicator.after else ""
+        parts.append(
+            f"### {name.replace('_', ' ')}\n\n**{fault}** {indicator.meaning}\n\n"
+            f"- *Measured:* {indicator.measured}{read}\n- *Threshold:* {indicator.threshold}\n"
+            f"- *Advice:* {indicator.advice}\n"
+        )
+    return "\n".join(parts)

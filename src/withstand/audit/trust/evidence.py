@@ -2,14 +2,13 @@
 
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
 from withstand.audit.check import Table
+from withstand.audit.measure import threat_text
 from withstand.metrics import wilson
 from withstand.protocols import Level
-from withstand.registry import find
 
 REMARK, SERIOUS = 0.01, 0.05
 """Shares of examples. One point of robust accuracy is worth a remark. Five points are more than any of the sound defences
@@ -26,7 +25,7 @@ SHARES = "Warns and fails when, at 95 % confidence, more than 1 % and 5 % of all
 class Evidence:
     """Rows under their conditions, keyed by example.
 
-    rows: of the probes. others: of the checks that ran, by name. threat: the text of the probes' threat.
+    rows: of the probes. others: of the checks that ran, by name. threat: that of the probes, in words ("Linf 8/255").
     """
 
     def __init__(self, rows: Table, others: Mapping[str, Table], threat: str = "") -> None:
@@ -63,25 +62,18 @@ class Evidence:
         return self.tested(**found[0]), self.broken(**found[0]) | self.broken(**found[1])
 
     def check(self, name: str) -> dict[str, tuple[set[int], set[int]]]:
-        """The rows of another check by threat: (tested, broken), the worst case over everything else in the condition."""
+        """The rows of the checks of one kind by threat: (tested, broken), the worst case over everything else in the
+        condition."""
         found: dict[str, tuple[set[int], set[int]]] = {}
-        table = self.others.get(name)
-        for condition in table.conditions() if table is not None else []:
-            if table is None or "threat" not in condition:
-                continue
+        tables = [table for key, table in self.others.items() if key == name or key.startswith(f"{name}-")]
+        for table, condition in ((t, c) for t in tables for c in t.conditions() if "threat" in c):
             rows = table.where(**condition)
-            if rows.table["outcome"].null_count:
-                continue
-            tested, broken = found.setdefault(_threat(condition), (set(), set()))
-            tested |= set(rows.id.tolist())
-            broken |= set(rows.id[~rows.outcome].tolist())
+            if not rows.table["outcome"].null_count:
+                key = threat_text(condition["threat"], condition.get("eps"))
+                tested, broken = found.setdefault(key, (set(), set()))
+                tested |= set(rows.id.tolist())
+                broken |= set(rows.id[~rows.outcome].tolist())
         return found
-
-
-def _threat(condition: Mapping[str, Any]) -> str:
-    """The threat of a condition as it is written: linf(8/255) for {"threat": "linf", "eps": 0.031...}."""
-    name, eps = str(condition["threat"]), condition.get("eps")
-    return name if eps is None else repr(find(name, "threat").load()(eps))
 
 
 def level(affected: int, n: int) -> Level:

@@ -35,7 +35,7 @@ class ZeroGradients(Indicator):
         if n < ENOUGH:
             return None
         said = " and ".join(f"{k} of {n} examples for {name}" for name, k in counts.items())
-        levels = [level(k, n) for k in counts.values()]
+        levels: list[Level] = [level(k, n) for k in counts.values()]
         return Finding(worst(*levels), f"No usable gradient at {said}.", {"examples": n, **counts})
 
 
