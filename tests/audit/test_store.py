@@ -36,7 +36,9 @@ def test_killed_at_every_file_the_same_call_ends_with_the_same_rows(tmp_path):
 
 @pytest.mark.parametrize("at", [1, 2, 4, 7])
 @pytest.mark.parametrize("call", ["replace", "fsync"])
-def test_a_full_disk_leaves_nothing_half_written_and_the_run_goes_on(tmp_path, monkeypatch, audit_small, rows, call, at):
+def test_a_full_disk_leaves_nothing_half_written_and_the_run_goes_on(
+    tmp_path, monkeypatch, audit_small, rows, call, at
+):
     count, real = 0, getattr(os, call)
 
     def full(*arguments):

@@ -11,6 +11,7 @@ from withstand.errors import BadInput, bad
 from withstand.files import slug
 from withstand.metrics import paired_counts
 
+
 @dataclass(frozen=True)
 class Arm:
     """One model of one run. label: what it is called in a comparison."""

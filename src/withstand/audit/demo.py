@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from safetensors.torch import save
 
 from withstand.data import load_data
@@ -17,7 +18,11 @@ EPOCHS = 15
 
 
 def demo_models(folder: str | Path, announce: Callable[[str], None] = lambda text: None) -> dict[str, Target]:
-    """The two models, trained in seconds at the first call and read from FOLDER/models afterwards."""
+    """The two models, trained in seconds at the first call and read from FOLDER/models afterwards.
+
+    Keeps torch to one thread from then on: for networks this small more of them only wait for each other.
+    """
+    torch.set_num_threads(1)
     made: dict[str, Target] = {}
     for name, attack in TRAININGS.items():
         path = Path(folder) / "models" / f"{name}.safetensors"
