@@ -8,7 +8,17 @@ import torch
 from scipy import ndimage
 
 from withstand.corruptions import filters
-from withstand.corruptions.blur import copy_over, defocus_blur, disk, exchange, gaussian_blur, glass_blur, zoom_blur
+from withstand.corruptions.blur import (
+    copy_over,
+    defocus_blur,
+    disk,
+    exchange,
+    gaussian_blur,
+    glass_blur,
+    motion_blur,
+    zoom_blur,
+)
+from withstand.corruptions.kinds import uniform
 
 
 def close(ours: torch.Tensor, reference: np.ndarray, atol: float = 2e-3) -> None:
@@ -44,6 +54,18 @@ def test_convolve_does_not_flip_a_lopsided_kernel(pixels):
         close(filters.convolve(pixels.float(), kernel), expected, atol=0.05)
 
 
+@pytest.mark.parametrize(("radius", "width"), [(4, 3), (10, 5)])
+def test_disk_is_softened_over_3_or_5_pixels(radius, width):
+    reach = np.arange(-max(radius, 8), max(radius, 8) + 1)
+    inside = np.hypot(reach[:, None], reach) <= radius
+    taps = np.exp(-((np.arange(width) - width // 2) ** 2) / (2 * 0.5**2))
+    taps /= taps.sum()
+    expected = ndimage.correlate1d(
+        ndimage.correlate1d(inside / inside.sum(), taps, 0, mode="mirror"), taps, 1, mode="mirror"
+    )
+    np.testing.assert_allclose(disk(radius, 0.5), expected, atol=1e-7)
+
+
 def test_disk_of_a_small_radius_is_the_alias_blur_of_one_pixel():
     kernel = disk(0.3, 0.4)
     assert kernel.sum() == pytest.approx(1)
@@ -76,6 +98,14 @@ def test_motion_gives_each_image_its_own_angle(pixels):
     both = filters.motion(x, 4, 2.0, torch.tensor([0.0, 90.0]))
     assert torch.equal(both[1:], filters.motion(x[1:], 4, 2.0, torch.tensor([90.0])))
     assert not torch.equal(both[1:], filters.motion(x[1:], 4, 2.0, torch.tensor([0.0])))
+
+
+def test_motion_blur_draws_angles_from_minus_45_to_45_degrees(job):
+    x = torch.rand(20, 1, 9, 9, generator=torch.Generator().manual_seed(0))
+    angle = (uniform(job(20).rows, (), "angle") - 0.5) * 90
+    assert angle.min() < -35
+    assert angle.max() > 35
+    assert torch.equal(motion_blur(x, (3, 2.0), job(20)), filters.motion(x, 3, 2.0, angle))
 
 
 @pytest.mark.parametrize("size", [32, 50])
@@ -120,6 +150,18 @@ def test_published_glass_pass_loses_colours_and_a_swap_loses_none():
     offsets = torch.randint(-1, 1, (1, 30, 30, 2), generator=torch.Generator().manual_seed(0))
     assert 680 < len(copy_over(x, offsets, 1).unique()) < 780  # 731 in one measured pass of the published code
     assert len(exchange(x, offsets, 1).unique()) == 1024
+
+
+def test_glass_blur_is_blur_truncation_passes_blur(pixels, job):
+    sigma, d, passes = 0.9, 2, 3
+    blurred = ndimage.gaussian_filter(pixels.double().numpy(), (0, 0, sigma, sigma), mode="nearest")
+    expected = np.floor(blurred + 2.0**-10)
+    for step in range(passes):
+        u = uniform(job(2).rows, (33, 41, 2), f"offset {step}").numpy()
+        offsets = np.floor(u * 4).astype(int) - 2
+        expected = np.stack([scan(image, offset, d, swap=False) for image, offset in zip(expected, offsets)])
+    expected = ndimage.gaussian_filter(expected, (0, 0, sigma, sigma), mode="nearest")
+    close(glass_blur(pixels.float(), (sigma, d, passes), job(2)), expected)
 
 
 def test_glass_blur_draws_fresh_offsets_per_pass_and_truncates_between_blurs(job):

@@ -123,6 +123,12 @@ def test_levels_are_truncated_but_not_lost_to_rounding():
     assert (corrupt(grey, "brightness", 2, preset="cifar") == 125).all()  # 100 + 25.5
 
 
+def test_float_images_are_rounded_to_8_bits_first(thumbs):
+    for name in ("brightness", "shot_noise", "jpeg_compression"):
+        between = (thumbs.clamp(1, 254) + 0.4) / 255
+        assert torch.equal(corrupt(between, name, 2), corrupt(thumbs.clamp(1, 254) / 255, name, 2))
+
+
 def test_the_preset_is_the_nearest_in_ratio_and_other_sizes_warn_once():
     tables._warn_of_size.cache_clear()
     with warnings.catch_warnings():

@@ -2,6 +2,7 @@
 
 import colorsys
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -11,7 +12,7 @@ from scipy import ndimage
 from withstand.corruptions import filters
 from withstand.corruptions.frost import procedural, textures
 from withstand.corruptions.kinds import luma, normal, uniform
-from withstand.corruptions.weather import brightness, fog, frost, plasma, snow, spatter
+from withstand.corruptions.weather import _drops, brightness, fog, frost, plasma, snow, spatter
 from withstand.errors import BadInput
 
 
@@ -67,10 +68,10 @@ def test_fog_lays_the_plasma_over_the_image_and_keeps_its_maximum(job):
 
 
 def test_snow_whitens_and_adds_its_flakes_twice(job):
-    x = torch.randint(0, 256, (1, 3, 40, 40), generator=torch.Generator().manual_seed(0)).float()
+    x = torch.randint(0, 256, (1, 3, 38, 38), generator=torch.Generator().manual_seed(0)).float()
     loc, scale, zoom, threshold, radius, sigma, keep = 0.55, 0.3, 4, 0.9, 12, 8, 0.7
     noise = normal(job(1).rows, (1, 10, 10), "flakes").double().numpy()[0, 0] * scale + loc
-    flakes = ndimage.zoom(noise, zoom, order=1)
+    flakes = ndimage.zoom(noise, zoom, order=1)[1:39, 1:39]  # 40 pixels, trimmed
     flakes[flakes < threshold] = 0
     flakes = np.floor(np.clip(flakes, 0, 1) * 255)
     angle = uniform(job(1).rows, (), "angle") * 90 - 135
@@ -159,6 +160,23 @@ def test_water_is_turquoise_light_that_is_strongest_at_its_full_strength(job):
     liquid = filters.gaussian(normal(job(3).rows, (1, 64, 64), "liquid") * 0.3 + 0.65, 2)
     assert not added[(liquid < 0.68).expand(-1, 3, -1, -1)].any()
     assert not spatter(x, (0.1, 0.01, 2, 0.68, 0.5, 0), job(3)).any()  # no liquid at all
+
+
+def test_drops_shine_at_a_distance_from_the_edges_of_the_liquid():
+    liquid = np.zeros((90, 90), np.uint8)
+    liquid[10:70, 20:80] = 200
+    liquid[30:40, 40:60] = 0
+    distance = cv2.distanceTransform(255 - cv2.Canny(liquid, 50, 150), cv2.DIST_L2, 5)
+    assert distance.max() > 22  # so that the cut at 20 matters
+    distance = (ndimage.uniform_filter(np.minimum(distance, 20).astype(float), 3, mode="mirror") + 1e-4).astype(int)
+    counts = np.bincount(distance.ravel(), minlength=256)
+    first = np.flatnonzero(counts)[0]
+    equalised = np.round(255 * (np.cumsum(counts) - counts[first]) / (distance.size - counts[first]))[distance]
+    relief = np.clip(
+        ndimage.correlate(equalised, np.array([[-2, -1, 0], [-1, 1, 1], [0, 1, 2]]), mode="mirror"), 0, 255
+    )
+    shine = liquid * np.round(ndimage.uniform_filter(relief, 3, mode="mirror"))
+    np.testing.assert_allclose(_drops(liquid), shine / shine.max(), atol=1e-5)
 
 
 def test_luma_weights_sum_to_one():
