@@ -70,11 +70,18 @@ def main() -> None:
     few, many = found
     growth, rows = many["peak_mib"] - few["peak_mib"], many["rows_mib"] - few["rows_mib"]
     per_row = growth * 2**20 / (many["rows"] - few["rows"])
-    result = {"runs": found, "growth_mib": round(growth, 1), "rows_growth_mib": round(rows, 1), "bytes_per_row": round(per_row)}
+    result = {
+        "runs": found,
+        "growth_mib": round(growth, 1),
+        "rows_growth_mib": round(rows, 1),
+        "bytes_per_row": round(per_row),
+    }
     path = Path(__file__).parent / "results" / "memory.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"10x the images: {growth:+.1f} MiB at the peak, of which the rows are {rows:.1f} MiB; {per_row:.0f} bytes a row")
+    print(
+        f"10x the images: {growth:+.1f} MiB at the peak, of which the rows are {rows:.1f} MiB; {per_row:.0f} bytes a row"
+    )
 
 
 if __name__ == "__main__":

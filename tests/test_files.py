@@ -26,8 +26,10 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch)
 def test_json_is_plain_and_nan_becomes_null(tmp_path):
     import numpy as np
 
-    path = write_json(tmp_path / "deep" / "a.json", {"a": float("nan"), "b": np.float64(2), 3: (1, True)})
-    assert json.loads(path.read_text()) == {"a": None, "b": 2.0, "3": [1, True]}
+    path = write_json(
+        tmp_path / "deep" / "a.json", {"a": float("nan"), "b": np.float64(2), 3: (1, True), "i": np.float32("inf")}
+    )
+    assert json.loads(path.read_text()) == {"a": None, "b": 2.0, "3": [1, True], "i": None}
 
 
 def test_slugs_stay_inside_their_folder():

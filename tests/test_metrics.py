@@ -85,9 +85,7 @@ def test_separation_needs_both_kinds():
 def naive_calibration(confidence, right, bins):
     total = 0.0
     for b in range(bins):
-        inside = [
-            i for i, c in enumerate(confidence) if b / bins < c <= (b + 1) / bins or (b == 0 and c == 0)
-        ]
+        inside = [i for i, c in enumerate(confidence) if b / bins < c <= (b + 1) / bins or (b == 0 and c == 0)]
         if inside:
             gap = np.mean([right[i] for i in inside]) - np.mean([confidence[i] for i in inside])
             total += len(inside) / len(confidence) * abs(gap)
@@ -100,7 +98,9 @@ def test_calibration_error_is_the_weighted_gap_over_bins(seed, n, bins):
     g = np.random.default_rng(seed)
     confidence, right = g.random(n), g.integers(0, 2, n)
     confidence[0] = g.choice([0.0, 0.25, 0.5, 1.0])
-    assert metrics.calibration_error(confidence, right, bins) == pytest.approx(naive_calibration(confidence, right, bins))
+    assert metrics.calibration_error(confidence, right, bins) == pytest.approx(
+        naive_calibration(confidence, right, bins)
+    )
 
 
 # Quantiles
@@ -110,8 +110,11 @@ def test_calibration_error_is_the_weighted_gap_over_bins(seed, n, bins):
 def test_quantile_intervals_cover_as_often_as_they_say(n, q):
     g = np.random.default_rng(0)
     truth = stats.expon.ppf(q)
-    hits = [low <= truth <= high for _, low, high in (metrics.quantile_interval(g.exponential(size=n), q) for _ in range(2000))]
-    exact = stats.binom.cdf(stats.binom.ppf(0.975, n, q), n, q) - stats.binom.cdf(stats.binom.ppf(0.025, n, q) - 1, n, q)
+    found = (metrics.quantile_interval(g.exponential(size=n), q) for _ in range(2000))
+    hits = [low <= truth <= high for _, low, high in found]
+    exact = stats.binom.cdf(stats.binom.ppf(0.975, n, q), n, q) - stats.binom.cdf(
+        stats.binom.ppf(0.025, n, q) - 1, n, q
+    )
     assert exact >= 0.95
     assert np.mean(hits) == pytest.approx(exact, abs=0.015)
 
@@ -143,7 +146,9 @@ def test_cluster_bootstrap_of_the_mean_has_the_spread_of_the_cluster_means():
 
 def test_cluster_bootstrap_repeats_and_is_exact_without_spread():
     values = np.random.default_rng(1).random((5, 3))
-    assert metrics.cluster_bootstrap(values, lambda m: m.max(1)) == metrics.cluster_bootstrap(values, lambda m: m.max(1))
+    assert metrics.cluster_bootstrap(values, lambda m: m.max(1)) == metrics.cluster_bootstrap(
+        values, lambda m: m.max(1)
+    )
     assert metrics.cluster_bootstrap(np.ones((4, 2)), lambda m: m.sum(1)) == (2.0, 2.0)
     with pytest.raises(BadInput):
         metrics.cluster_bootstrap(np.zeros((0, 2)), lambda m: m.sum(1))

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import tempfile
 from pathlib import Path
@@ -40,7 +41,7 @@ def write_atomic(path: str | Path, content: bytes | str) -> Path:
 
 
 def write_json(path: str | Path, value: Any) -> Path:
-    """Write plain values as indented JSON, atomically; not-a-number becomes null."""
+    """Write plain values as indented JSON, atomically; numbers that are not finite become null."""
     return write_atomic(path, json.dumps(_plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
@@ -49,9 +50,8 @@ def _plain(value: Any) -> Any:
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(v) for v in value]
-    if isinstance(value, float) and value != value:
-        return None
-    return value.item() if hasattr(value, "item") else value
+    plain: Any = value.item() if hasattr(value, "item") else value
+    return None if isinstance(plain, float) and not math.isfinite(plain) else plain
 
 
 def slug(name: str) -> str:

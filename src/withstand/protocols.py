@@ -360,7 +360,8 @@ class Context:
 
     seed: of the run. device: where models run. block: examples per pass, None = choose. folder: in `rows`, a directory
     of this shard's own for side products (a few adversarial images); in `reduce`, the one that holds those of all shards.
-    root: the run folder; paths in figures are relative to it. classes: names in label order, if known. progress: call with the number of examples done.
+    root: the run folder; paths in figures are relative to it. classes: names in label order, if known.
+    progress: call with the number of examples done.
     cost: passes spent so far; add to it with `spend`.
     """
 

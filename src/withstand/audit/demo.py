@@ -35,6 +35,7 @@ def demo_models(folder: str | Path, announce: Callable[[str], None] = lambda tex
             assert batch.y is not None
             with suited_threads(network, batch.x[:1]):
                 fit(network, (batch.x, batch.y), epochs=EPOCHS, attack=attack)
-            write_atomic(path, save(network.model.state_dict()))
+            own = network.get_submodule("model")
+            write_atomic(path, save(own.state_dict()))
         made[name] = load_model("zoo:digits_cnn", weights=path, name=name)
     return made

@@ -42,6 +42,8 @@ def ray(plan: Plan, store: Store, units: Sequence[Unit], tell: Tell) -> None:
     """
     try:
         import ray as cluster
+        from ray import cloudpickle
+        from ray.exceptions import RayError, RayTaskError
     except ImportError:
         raise missing_extra("ray", "cluster", "the engine 'ray'") from None
 
@@ -50,7 +52,7 @@ def ray(plan: Plan, store: Store, units: Sequence[Unit], tell: Tell) -> None:
         cluster.init(os.environ.get("RAY_ADDRESS"), include_dashboard=False, log_to_driver=False)
     task = cluster.remote(_unit).options(max_retries=3, num_gpus=1 if plan.device.startswith("cuda") else 0)
     try:
-        _carry(plan, cluster.cloudpickle)
+        _carry(plan, cloudpickle)
         held = cluster.put(plan)
         folder = str(store.folder.resolve())
         failed: set[tuple[str, str]] = set()
@@ -64,10 +66,10 @@ def ray(plan: Plan, store: Store, units: Sequence[Unit], tell: Tell) -> None:
                     failed.add((unit.model, unit.check))
                 elif not stage:
                     tell(unit, len(plan.positions(unit)))
-    except cluster.exceptions.RayTaskError as error:
+    except RayTaskError as error:
         cause = error.as_instanceof_cause()
         raise (cause if isinstance(cause, WithstandError) else error) from None
-    except cluster.exceptions.RayError as error:
+    except RayError as error:
         raise Unavailable(
             f"the cluster lost a worker ({type(error).__name__}). The same command continues where this one stopped."
         ) from error

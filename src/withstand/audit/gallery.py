@@ -48,12 +48,12 @@ def keep_worst(
     chosen = broken.nonzero().flatten().cpu()[order.copy()].to(x.device)
     clean, change = x[chosen], x_adv[chosen] - x[chosen]
     buffer = io.BytesIO()
-    np.savez_compressed(
-        buffer,
-        clean=clean.cpu().numpy().astype(np.float16),
-        change=change.cpu().numpy().astype(np.float16),  # small numbers keep their digits, which a sum would lose
+    arrays: dict[str, Any] = {
+        "clean": clean.cpu().numpy().astype(np.float16),
+        "change": change.cpu().numpy().astype(np.float16),  # small numbers keep their digits, which a sum would lose
         **{name: value[order] for name, value in rows.items()},
-    )
+    }
+    np.savez_compressed(buffer, **arrays)
     write_atomic(Path(folder) / "worst.npz", buffer.getvalue())
 
 

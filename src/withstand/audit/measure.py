@@ -15,7 +15,6 @@ from withstand.protocols import Batch, Context, Target
 from withstand.registry import coerce, parse, replace
 from withstand.threats import Threat
 
-
 JACOBIAN = ("deepfool", "fab", "jsma")
 """Attacks that take a gradient for each class at every step."""
 
@@ -23,7 +22,9 @@ JACOBIAN = ("deepfool", "fab", "jsma")
 def _optional(value: Any) -> Any:
     value = coerce("attack")(value)
     if value is not None and not isinstance(value, Attack):
-        raise bad("attack", repr(value), "an attack or its text, e.g. 'pgd(steps=50)', or None for the check's own choice")
+        raise bad(
+            "attack", repr(value), "an attack or its text, e.g. 'pgd(steps=50)', or None for the check's own choice"
+        )
     return value
 
 
@@ -94,7 +95,9 @@ def confidence(logits: Tensor) -> tuple[Tensor, Tensor]:
     return p, label
 
 
-def run_attack(attack: Attack, model: Any, x: Tensor, y: Tensor, ids: Tensor, ctx: Context, **context: Any) -> AttackResult:
+def run_attack(
+    attack: Attack, model: Any, x: Tensor, y: Tensor, ids: Tensor, ctx: Context, **context: Any
+) -> AttackResult:
     """The attack with the run's seed and block, its passes counted."""
     result = attack.run(model, x, y, seed=ctx.seed, ids=ids, block=ctx.block, progress=ctx.progress, **context)
     ctx.spend(int(result.forwards.sum()), int(result.backwards.sum()))

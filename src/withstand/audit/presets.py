@@ -132,7 +132,12 @@ def _applying(preset: str, space: Space, given: Collection[str], access: Collect
         if text.startswith("corruptions"):
             if not _pictures(space):
                 continue
-            if space.shape == (3, 224, 224) and space.classes == 1000 and "reference" not in given and preset != "quick":
+            if (
+                space.shape == (3, 224, 224)
+                and space.classes == 1000
+                and "reference" not in given
+                and preset != "quick"
+            ):
                 text = _with(text, "reference='alexnet'")
         check = parse(text.format(linf=linf, l2=l2), "check")
         lacking = [n.name for n in check.needs if not n.optional and n.name not in given]

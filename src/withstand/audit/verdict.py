@@ -27,7 +27,8 @@ def verdict(card: Scorecard, model: str) -> str:
     flags = [f for r in card.results if r.model == model for f in r.flags]
     fails = list(dict.fromkeys(f.name for f in flags if f.level == "fail"))
     if fails:
-        return _started(card, f"{said}; that last number cannot be trusted, since the attacks fail here ({', '.join(fails)}).")
+        why = f"since the attacks fail here ({', '.join(fails)})"
+        return _started(card, f"{said}; that last number cannot be trusted, {why}.")
     warns = sum(f.level == "warn" for f in flags)
     doubt = f" ({warns} warning{'s' if warns > 1 else ''} about how far to trust this)" if warns else ""
     return _started(card, f"{said}: {_advice(left, ordinary)}{doubt}.")

@@ -61,7 +61,9 @@ def done(run, small, plain64, given):
 
 def plain_rows(rows):
     every = [r for r in rows if r.unit != "model"]  # what is said of the model as a whole, each shard says anew
-    return sorted((r.unit, r.id, json.dumps(r.condition, sort_keys=True), r.outcome, r.label, r.prediction) for r in every)
+    return sorted(
+        (r.unit, r.id, json.dumps(r.condition, sort_keys=True), r.outcome, r.label, r.prediction) for r in every
+    )
 
 
 def numbers(rows):
@@ -156,7 +158,9 @@ def check_findings(findings):
 
 
 def curve(d):
-    assert {"x_label", "y_label", "x", "series"} <= d.keys() <= {"x_label", "y_label", "x", "x_ticks", "log_x", "series"}
+    assert (
+        {"x_label", "y_label", "x", "series"} <= d.keys() <= {"x_label", "y_label", "x", "x_ticks", "log_x", "series"}
+    )
     assert d["x"] == sorted(d["x"])
     assert len(d.get("x_ticks", d["x"])) == len(d["x"])
     for s in d["series"]:

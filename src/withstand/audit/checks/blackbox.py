@@ -48,7 +48,9 @@ class BlackBox(Check):
     def __post_init__(self) -> None:
         bounded(self)
         if self.attack is not None and (self.attack.access == "gradients" or not hasattr(self.attack, "queries")):
-            raise bad("attack", repr(self.attack), "a black-box attack with a budget of queries, e.g. square or boundary")
+            raise bad(
+                "attack", repr(self.attack), "a black-box attack with a budget of queries, e.g. square or boundary"
+            )
 
     @property
     def chosen(self) -> Attack:
@@ -71,7 +73,7 @@ class BlackBox(Check):
         attack = self.chosen
         right = predict(target, x, ctx).argmax(1) == y
         result = run_attack(attack, target, x, y, ids, ctx)
-        sure, guess = confidence(predict(target, result.x_adv, ctx))
+        _, guess = confidence(predict(target, result.x_adv, ctx))
         stood = right & ~result.success & (guess == y)
         queries = torch.where(right, queries_to_success(result, self.threat.eps), 0)
         condition = condition_of(attack, self.threat)
@@ -92,9 +94,9 @@ class BlackBox(Check):
         fallen = queries[np.isfinite(queries) & (queries > 0)]
         if len(fallen):
             value, low, high = quantile_interval(fallen)
-            bounds = [v if np.isfinite(v) else None for v in (low, high)]
+            low, high = (v if np.isfinite(v) else None for v in (low, high))
             found.metrics.append(
-                Metric("median_queries", value, *bounds, "exact", len(fallen), "queries", "higher", named)
+                Metric("median_queries", value, low, high, "exact", len(fallen), "queries", "higher", named)
             )
         grid = [0, *(int(q) for q in np.unique(np.geomspace(1, max(budget, 2), 25).round()) if q <= budget)]
         left = [int((queries > q).sum()) for q in grid]

@@ -119,9 +119,9 @@ class Corruptions(Check):
             "better": "higher",
         }
         caption = (
-            f"Accuracy on {n} images; without corruption {own[:, 0].mean():.1%}. Severities are those defined for images of 32 "
-            "or 224 pixels, whichever is nearer; at other sizes they compare with no published figure. frost* uses procedural "
-            "textures in place of the original photographs."
+            f"Accuracy on {n} images; without corruption {own[:, 0].mean():.1%}. Severities are those defined for images of "
+            "32 or 224 pixels, whichever is nearer; at other sizes they compare with no published figure. frost* uses "
+            "procedural textures in place of the original photographs."
         )
         found.figures.append(Figure("heatmap", "Common corruptions", data, caption))
         return found
@@ -166,8 +166,8 @@ def _mce(own: np.ndarray, base: np.ndarray, kinds: int, condition: dict[str, Any
         if not np.isfinite(value):
             continue
         low, high = cluster_bootstrap(both, lambda m, s=statistic: np.nan_to_num(s(m), nan=np.inf, posinf=np.inf))
-        bounds = [v if np.isfinite(v) else None for v in (low, high)]
-        found.append(Metric(name, float(value), *bounds, "cluster bootstrap", len(own), "", "lower", dict(condition)))
+        low, high = (v if np.isfinite(v) else None for v in (low, high))
+        found.append(Metric(name, float(value), low, high, "cluster bootstrap", len(own), "", "lower", dict(condition)))
     return found
 
 

@@ -50,8 +50,12 @@ class Curve(Check):
 
     def __post_init__(self) -> None:
         bounded(self)
-        if list(self.radii) != sorted(set(self.radii)) or (self.radii and not 0 < self.radii[0] <= self.radii[-1] < 1e30):
-            raise bad("radii", self.radii, "finite radii > 0 in rising order", "0, the clean accuracy, is always added.")
+        if list(self.radii) != sorted(set(self.radii)) or (
+            self.radii and not 0 < self.radii[0] <= self.radii[-1] < 1e30
+        ):
+            raise bad(
+                "radii", self.radii, "finite radii > 0 in rising order", "0, the clean accuracy, is always added."
+            )
 
     @property
     def ladder(self) -> tuple[float, ...]:

@@ -54,7 +54,9 @@ class MinimumDistance(Check):
             raise bad("quantiles", self.quantiles, "shares between 0 and 1")
         if self.attack is not None:
             if not self.attack.nearest:
-                raise bad("attack", repr(self.attack), "a search for the nearest point, e.g. fab_t, deepfool or boundary")
+                raise bad(
+                    "attack", repr(self.attack), "a search for the nearest point, e.g. fab_t, deepfool or boundary"
+                )
             replace(self.attack, threat=self.threat)
 
     @property
@@ -136,7 +138,7 @@ class MinimumDistance(Check):
             ],
         }
         caption = (
-            f"Share of all examples that a change of at most this size ({norm}) turns wrong, as far as {condition['attack']} "
-            "found; those wrong from the start count from 0. 95 % intervals (Wilson)."
+            f"Share of all examples that a change of at most this size ({norm}) turns wrong, as far as "
+            f"{condition['attack']} found; those wrong from the start count from 0. 95 % intervals (Wilson)."
         )
         return Figure("curve", f"Distance to the nearest error, {norm}", data, caption)

@@ -74,7 +74,9 @@ class Robust(Check):
         for id_, outcome, sure, label, guess, distance, spent in zip(*columns):
             yield Row("image", id_, condition, outcome, sure, label, guess, distance, spent)
         by = result.notes.get("broken_by")
-        for position, part in enumerate(result.notes.get("attacks", ()) if by is not None else ()):
+        if by is None:
+            return
+        for position, part in enumerate(result.notes.get("attacks", ())):
             standing = ((by < 0) | (by > position)).double()
             for id_, label, value in zip(ids.tolist(), y.tolist(), standing.tolist()):
                 yield Row("image", id_, {"part": part}, None, value, label)

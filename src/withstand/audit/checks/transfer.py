@@ -87,7 +87,9 @@ class Transfer(Check):
         made = rows.where(of="surrogate").value
         low, high = wilson(int(made.sum()), len(made))
         share = float(made.mean())
-        found.metrics.append(Metric("surrogate_fooled", share, low, high, "wilson", len(made), better="", condition=condition))
+        found.metrics.append(
+            Metric("surrogate_fooled", share, low, high, "wilson", len(made), better="", condition=condition)
+        )
         if shown := gallery(ctx, condition, f"Transferred, {threat_text(condition['threat'], condition['eps'])}"):
             found.figures.append(shown)
         return found

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -54,7 +55,9 @@ class Unfamiliar(Check):
             raise bad("k", self.k, f"a whole number from 1 to fitted = {self.fitted}")
 
     def passes(self, target: Target) -> float:
-        return 4.0  # of an example: its score, one to find the last layer, and the fit, on at most as many as are scored
+        return (
+            4.0  # of an example: its score, one to find the last layer, and the fit, on at most as many as are scored
+        )
 
     def examples_of(self, data: Dataset, given: Mapping[str, Any]) -> Dataset:
         """The scored part of the audited data, and the other set."""
@@ -63,7 +66,9 @@ class Unfamiliar(Check):
         familiar = range(0, len(data), 1 if "train" in given else 2)
         return Joined(data, familiar, given["ood"])
 
-    def prepare(self, target: Target, data: Dataset, given: Mapping[str, Any], ctx: Context) -> dict[str, Tensor] | None:
+    def prepare(
+        self, target: Target, data: Dataset, given: Mapping[str, Any], ctx: Context
+    ) -> dict[str, Tensor] | None:
         if "features" not in target.access:
             return None
         source = given.get("train", data)
@@ -231,9 +236,11 @@ def _histogram(confidence: np.ndarray, positive: np.ndarray) -> Figure:
         counts, _ = np.histogram(np.clip(confidence[chosen], 0, 1), edges)
         series.append({"name": said, "values": (counts / chosen.sum()).tolist()})
     data = {
-        "labels": [f"{a:.1f}-{b:.1f}" for a, b in zip(edges, edges[1:])],
+        "labels": [f"{a:.1f}-{b:.1f}" for a, b in pairwise(edges)],
         "y_label": "share of the set",
         "series": series,
     }
-    caption = "The model's confidence in its prediction (largest softmax probability) on familiar and unfamiliar inputs."
+    caption = (
+        "The model's confidence in its prediction (largest softmax probability) on familiar and unfamiliar inputs."
+    )
     return Figure("bars", "How sure the model is", data, caption)

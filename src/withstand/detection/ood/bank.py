@@ -1,6 +1,6 @@
 """Several detectors of one model, scored in one forward pass."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -93,14 +93,14 @@ def head(module: nn.Module, x: Tensor) -> nn.Module:
                 return named
     called: dict[type, nn.Module] = {}
 
-    def note(kind: type, part: nn.Module) -> None:
-        called[kind] = part
+    def noting(kind: type) -> Callable[[nn.Module, Any], None]:
+        return lambda part, _: called.update({kind: part})
 
     with ExitStack() as stack:
         for part in module.modules():
             for kind in (nn.Linear, nn.Conv2d):
                 if isinstance(part, kind):
-                    stack.callback(part.register_forward_pre_hook(lambda m, _, kind=kind: note(kind, m)).remove)
+                    stack.callback(part.register_forward_pre_hook(noting(kind)).remove)
         stack.enter_context(torch.no_grad())
         stack.enter_context(frozen(module))
         module(x)

@@ -35,7 +35,9 @@ class KNN:
         """The bank of unit features [M, D]. Raises BadInput for fewer than k examples."""
         h = features["penultimate"].flatten(1)
         if len(h) < self.k:
-            raise bad("k", self.k, f"at most {len(h)}, the number of trusted examples", "Give more of them or a smaller k.")
+            raise bad(
+                "k", self.k, f"at most {len(h)}, the number of trusted examples", "Give more of them or a smaller k."
+            )
         return {"bank": F.normalize(h, dim=1)}
 
     def score(self, features: Mapping[str, Tensor], fitted: Mapping[str, Tensor]) -> Tensor:
