@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import torch
 
 import withstand
@@ -71,15 +72,18 @@ def _result(plan: Plan, store: Store, model: str, name: str, tables: dict[str, T
         waits = "no rows yet" if check.own_rows else f"needs the rows of {' or '.join(check.after)}"
         result.status, result.reason = "skipped", waits
         return result
-    if len(table):
+    if any(name in read_by(other, plan.checks) for other in plan.checks):  # else it need not stay in memory
         tables[name] = table
     side = store.side(model, name)
     ctx = Context(plan.seed, plan.device, plan.block, side, store.folder, classes=plan.data.classes)
     try:
         findings = check.reduce(table, others, ctx)
-    except WithstandError as error:
-        result.status, result.reason = "failed", str(error)
+    except Exception as error:
+        known = isinstance(error, WithstandError)
+        result.status, result.reason = "failed", str(error) if known else f"{type(error).__name__}: {error}"
         return result
+    finally:
+        pa.default_memory_pool().release_unused()
     result.metrics, result.figures, result.flags = findings.metrics, findings.figures, findings.flags
     result.seconds = cost.pop("seconds", 0.0)
     result.cost = {k: int(v) for k, v in cost.items()}
