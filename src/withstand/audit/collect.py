@@ -72,7 +72,7 @@ def _result(plan: Plan, store: Store, model: str, name: str, tables: dict[str, T
         waits = "no rows yet" if check.own_rows else f"needs the rows of {' or '.join(check.after)}"
         result.status, result.reason = "skipped", waits
         return result
-    if any(name in read_by(other, plan.checks) for other in plan.checks):  # else it need not stay in memory
+    if len(table) and any(name in read_by(other, plan.checks) for other in plan.checks):  # others need not stay
         tables[name] = table
     side = store.side(model, name)
     ctx = Context(plan.seed, plan.device, plan.block, side, store.folder, classes=plan.data.classes)
