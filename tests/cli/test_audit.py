@@ -228,7 +228,7 @@ def test_compare_refuses_runs_on_different_data(withstand, home):
 def test_stopped_by_a_signal_the_same_command_goes_on(withstand, home, how, code):
     arguments = [
         "audit", "m=net.py:centres", "--data", "digits", "--out", "r", "--checks", "clean",
-        "--checks", "robust(linf(0.02), attack=pgd(steps=40, restarts=40))",
+        "--checks", "robust(linf(0.02), attack=pgd(steps=40, restarts=15))",
     ]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     program = "import sys; sys.argv[0] = 'withstand'; from withstand.cli.main import run; run()"
