@@ -148,6 +148,14 @@ def test_every_beginning_keeps_each_class_share(labels, seed, n):
         assert abs((y[chosen.positions] == a).sum() - len(chosen) * (y == a).mean()) <= 1.0001
 
 
+def test_a_sample_of_a_balanced_set_is_balanced():
+    y = np.repeat(np.arange(4), 50)
+    for n in (4, 20, 41, 100):
+        chosen = from_arrays(np.zeros((200, 1, 1), np.uint8), y, limit=n, seed=n)
+        counts = np.bincount(y[chosen.positions], minlength=4)
+        assert counts.max() - counts.min() <= 1
+
+
 def test_within_a_class_every_image_may_come_first():
     firsts = {int(from_arrays(X, Y, limit=1, seed=s).positions[0]) for s in range(200)}
     assert len(firsts) == 20
@@ -189,6 +197,12 @@ def test_the_fingerprint_follows_pixels_labels_classes_and_selection():
     assert base not in prints
     assert len(set(prints)) == len(prints) - 1  # limit=5 and subset(range(5)) are one and the same
     assert prints[4] == prints[6]
+
+
+def test_the_fingerprint_of_a_file_follows_the_selection(tmp_path):
+    np.savez(tmp_path / "set.npz", x=X, y=np.zeros(20, int))
+    data = ws.load_data(tmp_path / "set.npz")
+    assert data.subset([1]).fingerprint() != data.subset([2]).fingerprint() != data.fingerprint()
 
 
 # .npz ------------------------------------------------------------------------------------------------------------
