@@ -38,7 +38,7 @@ def motion_blur(x: Tensor, c: tuple[int, float], job: Job) -> Tensor:
 @kind("zoom_blur")
 def zoom_blur(x: Tensor, c: tuple[float, int], job: Job) -> Tensor:
     """The mean of p and of its central zooms by 1, 1 + c[0], ..., c[1] of them."""
-    step, count = c
+    count, step = c[1], (1 + c[0]) - 1  # the step of numpy's arange, whose last bits decide how some sizes round
     x = x.contiguous(memory_format=torch.channels_last)  # enlarging is three times faster so on a CPU
     total = 2 * x  # the image itself and its zoom by 1
     for i in range(1, count):

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from withstand.corruptions.filters import along, box_matrix, smoothing_matrix
+from withstand.corruptions.filters import gaussian, shrink
 from withstand.corruptions.kinds import Job, kind, uniform
 
 
@@ -38,10 +38,11 @@ def pixelate(x: Tensor, c: float, job: Job) -> Tensor:
     """Down to int(c S) pixels a side and up again with Pillow's BOX filter, rounded to 8 bits after each axis."""
     h, w = x.shape[2:]
     small = max(int(h * c), 1), max(int(w * c), 1)
-    x = torch.floor(along(x, None, box_matrix(w, small[1])) + (0.5 + 2.0**-10))
-    x = torch.floor(along(x, box_matrix(h, small[0]), None) + (0.5 + 2.0**-10))
-    nearest = [(2 * torch.arange(n, device=x.device) + 1) * s // (2 * n) for n, s in zip((h, w), small)]
-    return x[:, :, nearest[0]][..., nearest[1]]
+    for axis in (3, 2):
+        x = torch.floor(shrink(x, axis, small[axis - 2]) + (0.5 + 2.0**-10))
+    for axis, (old, new) in zip((2, 3), zip((h, w), small)):  # to more pixels the filter takes the nearest
+        x = x.index_select(axis, (2 * torch.arange(old, device=x.device) + 1) * new // (2 * old))
+    return x
 
 
 @kind("jpeg_compression")
@@ -75,8 +76,8 @@ def elastic_transform(x: Tensor, c: tuple[float, float, float], job: Job) -> Ten
     if not alpha:
         return x
     shift = uniform(job.rows, (2, h, w), "displacement") * 2 - 1
-    shift = along(shift, smoothing_matrix(h, sigma, 3.0), smoothing_matrix(w, sigma, 3.0)) * alpha
-    return _sample(x, _grid(h, w, x.device) + shift, "reflect")
+    shift = gaussian(shift, sigma, 3.0, "reflect")
+    return _sample(x, _grid(h, w, x.device) + alpha * shift, "reflect")
 
 
 def _affine(moved: Tensor, h: int, w: int) -> Tensor:

@@ -38,18 +38,38 @@ def gaussian_taps(sigma: float, truncate: float) -> list[float]:
     return [t / sum(taps) for t in taps]
 
 
-def gaussian(x: Tensor, sigma: float) -> Tensor:
-    """Gaussian blur, cut at 4 sigma, edges replicated (what skimage.filters.gaussian does)."""
-    taps = gaussian_taps(sigma, 4.0)
+def gaussian(x: Tensor, sigma: float, truncate: float = 4.0, border: str = "edge") -> Tensor:
+    """Gaussian blur, cut at truncate * sigma (what skimage.filters.gaussian does)."""
+    taps = gaussian_taps(sigma, truncate)
     radius = len(taps) // 2
+    if radius > 32:  # one matrix takes less time than so many shifted sums
+        return _along(x, *(smoothing_matrix(size, sigma, truncate, border).to(x.device) for size in x.shape[2:]))
     for axis in (2, 3) if radius else ():
         size = x.shape[axis]
-        wide = pad(x, radius, radius, axis, "edge")
+        wide = pad(x, radius, radius, axis, border)
         x = wide.narrow(axis, radius, size) * taps[radius]
         for i in range(radius):
             x.add_(wide.narrow(axis, i, size), alpha=taps[i])
             x.add_(wide.narrow(axis, 2 * radius - i, size), alpha=taps[i])
     return x
+
+
+@lru_cache(64)
+def smoothing_matrix(size: int, sigma: float, truncate: float, border: str) -> Tensor:
+    """[size, size]: the Gaussian blur along an axis as one matrix, however wide the kernel."""
+    taps = torch.tensor(gaussian_taps(sigma, truncate), dtype=torch.float64)
+    radius = len(taps) // 2
+    column = fold(torch.arange(size)[:, None] + torch.arange(-radius, radius + 1), size, border)
+    matrix = torch.zeros(size, size, dtype=torch.float64)
+    return matrix.scatter_add_(1, column, taps.expand(size, -1)).float()
+
+
+def _along(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """rows @ x @ columns^T for each plane of x: one product of the same shape per plane, so that a plane's result does
+    not hang on the size of the block."""
+    planes = x.flatten(0, 1)
+    planes = torch.bmm(planes, columns.T.expand(len(planes), -1, -1))
+    return torch.bmm(rows.expand(len(planes), -1, -1), planes).view_as(x)
 
 
 def convolve(x: Tensor, kernel: np.ndarray) -> Tensor:
@@ -107,35 +127,25 @@ def crop_for(size: int, factor: float) -> tuple[int, int]:
     return (size - length) // 2, length
 
 
-@lru_cache(64)
-def smoothing_matrix(size: int, sigma: float, truncate: float) -> Tensor:
-    """[size, size]: the Gaussian blur along an axis with reflected borders as one matrix, however wide the kernel."""
-    taps = torch.tensor(gaussian_taps(sigma, truncate), dtype=torch.float64)
-    radius = len(taps) // 2
-    row = torch.arange(size)[:, None]
-    column = fold(row + torch.arange(-radius, radius + 1), size, "reflect")
-    matrix = torch.zeros(size, size, dtype=torch.float64)
-    return matrix.scatter_add_(1, column, taps.expand(size, -1)).float()
+def shrink(x: Tensor, axis: int, size: int) -> Tensor:
+    """Pillow's BOX resampling of an axis to fewer pixels: the mean of the pixels whose centre the new pixel covers.
+
+    x holds whole levels, so that its running sums are exact.
+    """
+    first, last = (bound.to(x.device) for bound in _covered(x.shape[axis], size))
+    sums = F.pad(x.cumsum(axis), (1, 0) if axis == 3 else (0, 0, 1, 0))
+    count = (last - first).view(-1, *[1] * (3 - axis))
+    return (sums.index_select(axis, last) - sums.index_select(axis, first)) / count
 
 
 @lru_cache(64)
-def box_matrix(before: int, after: int) -> Tensor:
-    """[after, before], after <= before: Pillow's BOX resampling of an axis, the mean of the pixels whose centre the new
-    pixel covers. Both of Pillow's tests in its order of operations, since centres often lie on the boundary."""
+def _covered(before: int, after: int) -> tuple[Tensor, Tensor]:
+    """The first old pixel that each new pixel covers, and the one after the last. Both of Pillow's tests, in its order
+    of operations, since centres often lie on the boundary."""
     scale = before / after
     pixel, centre = torch.arange(before), (torch.arange(after, dtype=torch.float64)[:, None] + 0.5) * scale
     offset = (pixel - centre + 0.5) * (1 / scale)
     within = (pixel >= (centre - scale / 2 + 0.5).floor()) & (pixel < (centre + scale / 2 + 0.5).floor())
-    covered = (within & (offset > -0.5) & (offset <= 0.5)).float()
-    return covered / covered.sum(1, keepdim=True)
-
-
-def along(x: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:
-    """rows @ x @ columns^T for each plane of x: [n, C, H, W]; one product of the same shape per plane, so that a
-    plane's result does not hang on the size of the block."""
-    planes = x.reshape(-1, *x.shape[2:])
-    if columns is not None:
-        planes = torch.bmm(planes, columns.T.to(x.device).expand(len(planes), -1, -1))
-    if rows is not None:
-        planes = torch.bmm(rows.to(x.device).expand(len(planes), -1, -1), planes)
-    return planes.reshape(*x.shape[:2], *planes.shape[1:])
+    covered = (within & (offset > -0.5) & (offset <= 0.5)).long()
+    first = covered.argmax(1)
+    return first, first + covered.sum(1)
