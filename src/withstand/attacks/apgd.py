@@ -182,13 +182,15 @@ def _ascend(p: Problem, z: Tensor, steps: int, rho: float) -> Tensor:
         "halved": torch.ones_like(value, dtype=torch.bool),
         "value_at_check": value.clone(),
     }
+    dense = isinstance(p.threat, Linf)
     s, at, last_check = p.drop_done(s), set(checkpoints(steps)), 0
     for i in range(steps):
         if p.finished:
             break
         z, a = s["z"], 0.75 if i else 1.0
-        # u, then z', in one buffer
-        u = p.threat.steepest(s["gradient"])  # type: ignore[attr-defined]
+        # u, then z', in the memory of the iterate before the last two
+        u = p.scratch(f"apgd/{i % 3}", z)
+        u = torch.sign(s["gradient"], out=u) if dense else p.threat.steepest(s["gradient"])  # type: ignore[attr-defined]
         u = p.project_(torch.addcmul(z, u, per_row(s["eta"], z), out=u))
         u = p.project_(u.mul_(a).add_(z, alpha=2 * (1 - a)).sub_(s["before"], alpha=1 - a))
         s["before"], s["z"] = z, u

@@ -279,7 +279,10 @@ class Problem:
         }
 
     def step(self, z: Point, gradient: Point, size: float | Tensor) -> Point:
-        """One steepest step of the given size (in units of the threat's scale), projected back into the set."""
+        """One steepest step of the given size (in units of the threat's scale), projected back into the set.
+
+        The gradient is used up: its memory may hold the result.
+        """
         if isinstance(z, dict) and isinstance(gradient, dict):
             moved: dict[str, Tensor] = {}
             for name, leaf in self._leaves().items():
@@ -288,12 +291,12 @@ class Problem:
                 moved[name] = leaf.threat.project(target, leaf.origin, leaf.box)
             return moved
         assert isinstance(z, Tensor)
-        direction = self._threat_can("steepest")(gradient)
         if self._interval is not None and isinstance(size, float) and isinstance(self.threat.eps, float):
-            length = self.threat.eps * size
-            return self.project_(
-                torch.add(z, direction, alpha=length, out=direction)
-            )  # in place: small models feel copies
+            # Linf: in the gradient's own memory where no shaping remembers it; small models feel every new tensor
+            own = gradient.is_contiguous() and not self.shapings
+            moved_ = torch.sign(gradient, out=gradient if own else None)
+            return self.project_(torch.add(z, moved_, alpha=self.threat.eps * size, out=moved_))
+        direction = self._threat_can("steepest")(gradient)
         return self.project(z + per_row(self.threat.scale(self.x_alive) * size, z) * direction)
 
     def project(self, z: Tensor) -> Tensor:
