@@ -231,6 +231,39 @@ def test_the_minimiser_agrees_with_scipy(box):
         assert np.allclose(solved[i], best.x, atol=1e-4)
 
 
+def test_the_minimiser_goes_down_a_bent_valley():
+    """Rosenbrock's function: full quasi-Newton steps alone would leave the valley."""
+    looks, ends = [], []
+
+    def loss(z):
+        point = z.detach().requires_grad_(True)
+        value = (1 - point[:, 0]) ** 2 + 100 * (point[:, 1] - point[:, 0] ** 2) ** 2
+        looks.append(value.detach())
+        return value.detach(), torch.autograd.grad(value.sum(), point)[0]
+
+    def keep_only(stay, z, *held):
+        ends.append(z[~stay])
+        return [h[stay] for h in (z, *held)]
+
+    left = minimise(loss, torch.tensor([[-1.2, 1.0]]).double(), None, 300, keep_only, tolerance=1e-8)
+    assert len(left) == 0
+    assert torch.allclose(ends[0], torch.ones(1, 2).double(), atol=1e-5)
+    assert len(looks) < 100
+
+
+def test_the_minimiser_never_takes_a_step_uphill():
+    """cosh(6 z) from 0.4: the first step would end at -0.6, higher up."""
+
+    def loss(z):
+        return torch.cosh(6 * z).sum(1), 6 * torch.sinh(6 * z)
+
+    start = torch.tensor([[0.4]]).double()
+    values = [float(loss(minimise(loss, start, None, n, lambda stay, *held: held))[0]) for n in range(2, 12)]
+    assert values == sorted(values, reverse=True)
+    assert values[0] == float(loss(start)[0])
+    assert values[-1] < 1.01
+
+
 # JSMA -------------------------------------------------------------------------------------------------------------------
 
 

@@ -20,6 +20,9 @@ class PGD(Attack):
     still stand. objective: what is increased. views, shapings: wrap the gradient (e.g. `eot(20)`, `momentum(1.0)`).
     parameterisation: what moves instead of pixels.
 
+    With random_start=False it is the basic iterative method (BIM, Kurakin et al., 2017, arXiv 1607.02533); with one full
+    step besides, FGSM.
+
     Reference: Madry et al., "Towards Deep Learning Models Resistant to Adversarial Attacks", 2018, arXiv 1706.06083.
     """
 
