@@ -21,6 +21,7 @@ def gradients_of(p: Problem, z: Tensor, parts: Callable[[Tensor], Tensor]) -> tu
         last = len(columns) - 1
         found = [torch.autograd.grad(v, point, retain_graph=i < last)[0] for i, v in enumerate(columns)]
     p.passes(1, len(columns))
+    p._refuse_nan(seen, values)
     with torch.no_grad():
         p._remember(p.alive, z, seen, p.objective(seen, p.y_alive, p.state), p.state)
     return values.detach(), torch.stack(found, 1)

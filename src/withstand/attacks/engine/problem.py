@@ -67,6 +67,8 @@ class Problem:
         self._scratch: dict[str, Tensor] = {}
         self._fresh_wins, self._remembers = False, "best"
         self.y = y if y is not None else self.clean.logits.argmax(1)
+        if y is None:
+            self._remember_clean()
         self._oracle = self._exact_gradient
         for view in reversed(tuple(views)):
             self._oracle = view(self._oracle)
@@ -157,10 +159,13 @@ class Problem:
                 self._clean = self._see(self.x)
             self._passes[0] += 1
             if hasattr(self, "y"):
-                value = self.objective(self._clean, self.y, self._begun())
-                everyone = torch.arange(len(self.x), device=self.x.device)
-                self._remember(everyone, self.x, self._clean, value, self._begun())
+                self._remember_clean()
         return self._clean
+
+    def _remember_clean(self) -> None:
+        value = self.objective(self.clean, self.y, self._begun())
+        everyone = torch.arange(len(self.x), device=self.x.device)
+        self._remember(everyone, self.x, self.clean, value, self._begun())
 
     def gradient(self, z: Point) -> Point:
         """The objective's gradient at z, shaped by the shapings; z itself is remembered as a candidate."""
