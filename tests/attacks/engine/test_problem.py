@@ -75,3 +75,10 @@ def test_notes_by_example_cover_blocks_in_which_nothing_was_left_to_attack(attac
     whole, parts = (attack.run(net, x, wrong, block=b).notes["dlr_without_gradient"] for b in (len(x), 8))
     assert len(parts) == len(x)
     assert torch.equal(whole, parts)
+
+
+@pytest.mark.parametrize("attack", [A.PGD(ws.Linf(0.1)), A.APGD(ws.Linf(0.1)), FAB(), DeepFool()], ids=repr)
+def test_a_model_that_cuts_the_gradient_is_refused_with_advice(attack, net, points):
+    x, y = points
+    with pytest.raises(BadInput, match=r"without a gradient.*BPDA"):
+        attack.run(lambda z: net(z.detach()), x, y)

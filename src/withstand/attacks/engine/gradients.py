@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from withstand.attacks.engine.problem import Problem
+from withstand.attacks.engine.problem import Problem, needs_gradient
 
 
 def gradients_of(p: Problem, z: Tensor, parts: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
@@ -17,6 +17,7 @@ def gradients_of(p: Problem, z: Tensor, parts: Callable[[Tensor], Tensor]) -> tu
     with torch.enable_grad():
         seen = p._see(point)
         values = parts(seen.logits)
+        needs_gradient(values)
         columns = values.sum(0).unbind()
         last = len(columns) - 1
         found = [torch.autograd.grad(v, point, retain_graph=i < last)[0] for i, v in enumerate(columns)]

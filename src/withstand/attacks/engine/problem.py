@@ -335,6 +335,7 @@ class Problem:
         with torch.enable_grad():
             seen = self._see(point)
             value = self.objective(seen, self.y_alive, self.state)
+            needs_gradient(value)
             (gradient,) = torch.autograd.grad(value.sum(), point)
         self.passes(1, 1)
         self._refuse_nan(seen, value)
@@ -431,6 +432,13 @@ def _cut(held: Any, index: Tensor) -> Any:
     if held is None:
         return None
     return {k: v[index] for k, v in held.items()} if isinstance(held, dict) else held[index]
+
+
+def needs_gradient(value: Tensor) -> None:
+    """Refuse a model whose output does not depend on its input as far as autograd can see."""
+    if not value.requires_grad:
+        advice = "Something in it cuts the gradient (detach, a codec, NumPy): wrap that step in BPDA, or take square."
+        raise bad("model", "an output without a gradient", "a differentiable model", advice)
 
 
 def as_tensor(output: Any, like: Tensor) -> Any:
