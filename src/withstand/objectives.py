@@ -21,6 +21,8 @@ from withstand.registry import coerce, component, is_component
 
 State = Mapping[str, Tensor]
 
+_SOFT = 'Or judge nothing: keep="last", active=False.'
+
 # Success
 # ---------------------------------------------------------------------------------------------------------------
 
@@ -30,6 +32,8 @@ class Misclassified:
     """The model's class is no longer the label."""
 
     def __call__(self, seen: Seen, y: Tensor, state: State) -> Tensor:
+        if y.dim() != 1:
+            raise bad("y", f"soft labels {tuple(y.shape)}", "class indices [N], which success is judged by", _SOFT)
         return seen.logits.argmax(1) != y
 
 

@@ -265,7 +265,8 @@ class L0(Threat):
 class Masked(Threat):
     """Another threat that may touch only some values.
 
-    inner: the threat. mask: 0/1 or bool, broadcastable to one example ([C, H, W]) or with a row for each ([N, ...]).
+    inner: the threat. mask: 0/1 or bool, broadcastable to one example ([C, H, W]) or, with four dimensions and more, a
+    row for each ([N, C, H, W]).
     """
 
     inner: Annotated[Threat, BeforeValidator(coerce("threat"))]
@@ -277,6 +278,10 @@ class Masked(Threat):
 
     def norm(self, delta: Tensor) -> Tensor:
         return self.inner.norm(delta)
+
+    def radius(self, x: Tensor) -> Tensor:
+        self._open(x)  # refuses a mask for another number of examples
+        return self.inner.radius(x)
 
     def distance(self, x: Tensor, z: Tensor) -> Tensor:
         """The inner distance; infinite where a value outside the mask has changed."""
@@ -303,10 +308,10 @@ class Masked(Threat):
         return torch.where(self._open(x), self._need("random_start")(x, rows, stream, step, box), x)
 
     def _by_row(self) -> bool:
-        return self.mask.dim() >= 4
+        return self.mask.dim() >= 4 and len(self.mask) > 1
 
     def _open(self, like: Tensor) -> Tensor:
-        if self._by_row() and len(self.mask) not in (1, len(like)):
+        if self._by_row() and len(self.mask) != len(like):
             raise bad("mask", f"{len(self.mask)} rows", f"one mask, or one for each of the {len(like)} examples")
         return self.mask.to(like.device).expand_as(like)
 

@@ -176,3 +176,19 @@ def test_bad_settings_are_refused(build, said):
 def test_inputs_that_are_no_images_are_refused():
     with pytest.raises(BadInput, match="images"):
         Square()(torch.nn.Linear(4, 3), torch.rand(2, 4), torch.zeros(2).long())
+
+
+@pytest.mark.parametrize("threat", [ws.Linf(0.1), ws.L2(0.7)], ids=repr)
+def test_the_memory_format_of_the_images_changes_nothing(threat):
+    rows = Rows.count(0, 6)
+    x = rows.uniform((3, 8, 8), "x")
+    weights = rows.normal((192,), "w")
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 6))
+    model[1].weight.data.copy_(weights / 10)
+    model[1].bias.data.zero_()
+    y = model(x).argmax(1)
+    plain = Square(threat, queries=60).run(model, x, y)
+    last = Square(threat, queries=60).run(model, x.to(memory_format=torch.channels_last), y)
+    assert plain.success.sum() > 1
+    assert torch.equal(plain.forwards, last.forwards)
+    assert torch.equal(plain.x_adv, last.x_adv)

@@ -53,6 +53,7 @@ class APGD(Attack):
 
     def search(self, p: Problem) -> Point:
         p.clean  # noqa: B018 (the clean point counts as a candidate)
+        _note_zero_gradients(p)
         z = p.x
         for restart in range(self.restarts):
             p.restart()
@@ -88,6 +89,7 @@ class APGDT(Attack):
         needs_ranks(self.objective, self.targets)
 
     def search(self, p: Problem) -> Point:
+        _note_zero_gradients(p)
         z = p.x
         for rank in ranks(p, self.targets):
             p.aim(replace(self.objective, rank=rank))
@@ -293,9 +295,13 @@ def _sparse_signs(gradient: Tensor, share: Tensor) -> Tensor:
     return (signs / signs.abs().sum(1, keepdim=True).clamp_min(1e-10)).reshape(gradient.shape)
 
 
-def _note_zero_gradients(p: Problem, gradient: Tensor) -> None:
-    """Remember the rows on which a DLR has no gradient at the start of a run: gradient attacks are blind there."""
+def _note_zero_gradients(p: Problem, gradient: Tensor | None = None) -> None:
+    """Remember the rows on which a DLR has no gradient at the start of a run: gradient attacks are blind there.
+
+    Without a gradient the note is only opened: each block has one, whether a run starts in it or not.
+    """
     if isinstance(p.objective, (DLR, TargetedDLR)):
-        zero = ~gradient.flatten(1).any(1)
         none = torch.zeros(len(p.x), dtype=torch.bool, device=p.x.device)
-        p.notes.setdefault("dlr_without_gradient", none)[p.alive] |= zero
+        note = p.notes.setdefault("dlr_without_gradient", none)
+        if gradient is not None:
+            note[p.alive] |= ~gradient.flatten(1).any(1)

@@ -106,7 +106,8 @@ class _Squares:
         """Vertical stripes: one sign for each channel and column."""
         x = self.p.x_alive
         signs = self.p.rows.signs((x.shape[1], 1, x.shape[3]), "square/start", dtype=x.dtype)
-        return self.p.project(x + per_row(self.p.threat.radius(x), x) * signs)
+        stripes = self.p.project(x + per_row(self.p.threat.radius(x), x) * signs)
+        return stripes.contiguous()  # written into through a flat view, which channels-last memory has none of
 
     def propose(self, z: Tensor, share: float, draw: Tensor) -> tuple[Tensor, Settle]:
         x, size = self.p.x_alive, z[0].numel()

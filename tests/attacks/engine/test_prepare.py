@@ -117,3 +117,14 @@ def test_the_model_itself_judges_what_was_found_on_its_copy(monkeypatch):
     monkeypatch.setattr(run, "prepared", lambda call, module, x: lambda z: -net(z))
     r = ws.attacks.APGD(ws.Linf(1e-6), steps=2).run(net, X, y)
     assert not r.success.any()
+
+
+def test_a_call_that_rounds_to_8_bits_before_the_module_is_seen_even_on_8_bit_images():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(256, 3)).eval()
+    images = (X * 255).round() / 255
+    assert prepared(net, net, images) is not None
+
+    def rounding(z):
+        return net(z + ((z * 255).round() / 255 - z).detach())
+
+    assert prepared(rounding, net, images) is None

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from withstand.attacks.engine.problem import Problem
+from withstand.attacks.engine.problem import Problem, needs_gradient
 
 
 def gradients_of(p: Problem, z: Tensor, parts: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
@@ -17,10 +17,12 @@ def gradients_of(p: Problem, z: Tensor, parts: Callable[[Tensor], Tensor]) -> tu
     with torch.enable_grad():
         seen = p._see(point)
         values = parts(seen.logits)
+        needs_gradient(values)
         columns = values.sum(0).unbind()
         last = len(columns) - 1
         found = [torch.autograd.grad(v, point, retain_graph=i < last)[0] for i, v in enumerate(columns)]
     p.passes(1, len(columns))
+    p._refuse_nan(seen, values)
     with torch.no_grad():
         p._remember(p.alive, z, seen, p.objective(seen, p.y_alive, p.state), p.state)
     return values.detach(), torch.stack(found, 1)

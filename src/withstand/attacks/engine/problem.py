@@ -67,6 +67,8 @@ class Problem:
         self._scratch: dict[str, Tensor] = {}
         self._fresh_wins, self._remembers = False, "best"
         self.y = y if y is not None else self.clean.logits.argmax(1)
+        if y is None:
+            self._remember_clean()
         self._oracle = self._exact_gradient
         for view in reversed(tuple(views)):
             self._oracle = view(self._oracle)
@@ -157,10 +159,13 @@ class Problem:
                 self._clean = self._see(self.x)
             self._passes[0] += 1
             if hasattr(self, "y"):
-                value = self.objective(self._clean, self.y, self._begun())
-                everyone = torch.arange(len(self.x), device=self.x.device)
-                self._remember(everyone, self.x, self._clean, value, self._begun())
+                self._remember_clean()
         return self._clean
+
+    def _remember_clean(self) -> None:
+        value = self.objective(self.clean, self.y, self._begun())
+        everyone = torch.arange(len(self.x), device=self.x.device)
+        self._remember(everyone, self.x, self.clean, value, self._begun())
 
     def gradient(self, z: Point) -> Point:
         """The objective's gradient at z, shaped by the shapings; z itself is remembered as a candidate."""
@@ -331,6 +336,7 @@ class Problem:
         with torch.enable_grad():
             seen = self._see(point)
             value = self.objective(seen, self.y_alive, self.state)
+            needs_gradient(value)
             (gradient,) = torch.autograd.grad(value.sum(), point)
         self.passes(1, 1)
         self._refuse_nan(seen, value)
@@ -427,6 +433,13 @@ def _cut(held: Any, index: Tensor) -> Any:
     if held is None:
         return None
     return {k: v[index] for k, v in held.items()} if isinstance(held, dict) else held[index]
+
+
+def needs_gradient(value: Tensor) -> None:
+    """Refuse a model whose output does not depend on its input as far as autograd can see."""
+    if not value.requires_grad:
+        advice = "Something in it cuts the gradient (detach, a codec, NumPy): wrap that step in BPDA, or take square."
+        raise bad("model", "an output without a gradient", "a differentiable model", advice)
 
 
 def as_tensor(output: Any, like: Tensor) -> Any:

@@ -51,6 +51,7 @@ class Queries:
             y, state = p.y_alive[at], {k: v[at] for k, v in p.state.items()}
             now = p.objective(seen, y, state).to(z.dtype)
             hit = self._reached(seen, y, state)
+        p._refuse_nan(seen, now)
         rows = p.alive[at]
         p.forwards.index_add_(0, rows, torch.ones_like(rows))
         first = _closest(p, rows, z, hit) if int(asked.max()) > 1 else slice(None)

@@ -27,6 +27,8 @@ class AttackResult:
     value [N]: the objective at the point. distance [N]: from the clean point, in the unit of the threat.
     forwards, backwards int64 [N]: passes spent on each example. cost_at_success int64 [N]: passes spent when the goal
     was reached first, -1 where it was not. notes: what the attack has to say about its run.
+
+    With keep="last" no point is judged, to save the passes: success is False everywhere and value means nothing.
     """
 
     x_adv: Tensor
@@ -104,6 +106,8 @@ class Attack:
         """
         box = box_of(model) if box == "model" else box
         check_inputs(x, y, box)
+        if self.threat is not None:
+            self.threat.radius(x)  # refuses radii or masks for another number of examples
         if self.keep == "last" and self.active:
             raise bad(
                 "keep",
@@ -154,7 +158,7 @@ class Attack:
         precision: torch.dtype | None,
     ) -> AttackResult:
         index = torch.arange(piece.start, piece.start + len(x), device=x.device)
-        threat = self.threat.take(index) if isinstance(getattr(self.threat, "eps", None), Tensor) else self.threat
+        threat = self.threat.take(index)
         nearest = self.nearest or threat.eps is None
         objective: Any = getattr(self, "objective", None)
         aimed = isinstance(getattr(objective, "target", None), Tensor)
