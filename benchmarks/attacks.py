@@ -1,6 +1,6 @@
 """PGD, APGD and AutoAttack beside a bare loop and other libraries, as ratios of time in one run.
 
-Each contestant does the same steps from the same images, on the same network with frozen parameters. Rounds alternate
+Each contestant does the same steps from the same images, on the same network as a user loads it. Rounds alternate
 between contestants, and each is judged by its median round, so that a busy machine slows all alike; processor time is
 recorded beside wall time. The bare loop is the forward pass and the input gradient, nothing else.
 
@@ -36,12 +36,12 @@ def main(out: Path = RESULTS, quick: bool = False) -> dict[str, Any]:
     x, y = pretrained.images(n)
     groups = {}
     for name in ("cifar10_cnn_a_adv2",) if quick else ("cifar10_cnn_a_adv2", "cifar10_resnet20"):
-        model = pretrained.network(name)
+        model = pretrained.network(name).requires_grad_(True)
         some = slice(None) if "cnn" in name else slice(0, 50)
         few = rounds if "cnn" in name else min(rounds, 3)
         groups[f"pgd on {name}"] = race(pgd(model, x[some], y[some], steps), few, steps)
         groups[f"apgd on {name}"] = race(apgd(model, x[some], y[some], steps), few, steps)
-    model, few = pretrained.network("cifar10_cnn_a_adv2"), slice(0, 10 if quick else 50)
+    model, few = pretrained.network("cifar10_cnn_a_adv2").requires_grad_(True), slice(0, 10 if quick else 50)
     groups["autoattack, equal steps"] = race(autoattack(model, x[few], y[few], quick), 1 if quick else 3, None)
     found = {
         "eps": EPS,

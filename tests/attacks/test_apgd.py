@@ -75,24 +75,57 @@ def test_an_example_that_stops_rising_halves_its_step_and_goes_back_to_its_best_
     assert float(p.best) == pytest.approx(min(seen, key=lambda z: abs(z - 0.6)))
 
 
-def test_momentum_is_a_quarter_of_the_last_move():
-    """With gradient 1 everywhere and room enough: z1 = z0 + eta, z2 = z1 + 0.75 eta + 0.25 (z1 - z0)."""
-    x = torch.zeros(1, 1, dtype=torch.float64)
-    p = Problem(
-        lambda z: torch.cat([z, -z], 1),
-        x,
-        torch.zeros(1).long(),
-        Rows.count(0, 1),
-        threat=ws.Linf(1.0),
-        objective=lambda logits, y: logits[:, 0],
-        box=None,
-    )
-    p._interval = (torch.full_like(x, -100), torch.full_like(x, 100))
-    z = _ascend(p, x.clone(), 3, 0.75)
-    moves = [2.0]
-    for _ in range(2):
-        moves.append(0.75 * 2.0 + 0.25 * moves[-1])
-    assert float(z) == pytest.approx(sum(moves))
+def written_out(net, x, y, start, eps, norm, steps, rho=0.75):
+    """Every iterate of APGD for one example, step by step as the paper and the official code have it."""
+
+    def project(z):
+        delta = z - x
+        if norm == "linf":
+            return (x + delta.clamp(-eps, eps)).clamp(0, 1)
+        return (x + delta * min(eps, float(delta.norm())) / float(delta.norm())).clamp(0, 1)
+
+    def look(z):
+        point = z.clone().requires_grad_()
+        value = nn.functional.cross_entropy(net(point), y)
+        return float(value.detach()), torch.autograd.grad(value, point)[0]
+
+    z = before = best = start
+    f_best, g = look(z)
+    g_best, values, bests, eta, halved = g, [], [f_best], 2 * eps, True
+    marks, last, f_mark, iterates = checkpoints(steps), 0, f_best, [start]
+    for i in range(steps):
+        u = project(z + eta * (g.sign() if norm == "linf" else g / g.norm()))
+        new = project(z + 0.75 * (u - z) + 0.25 * (z - before)) if i else project(u)
+        before, z = z, new
+        f, g = look(z)
+        values.append(f)
+        iterates.append(z)
+        if f > f_best:
+            best, f_best, g_best = z, f, g
+        bests.append(f_best)
+        if i + 1 in marks:
+            rises = sum(values[j] > (values[j - 1] if j else 0) for j in range(last, i + 1))
+            halved = rises <= rho * (i + 1 - last) or (not halved and f_mark >= f_best)
+            f_mark, last = f_best, i + 1
+            if halved:
+                eta, z, g = eta / 2, best, g_best
+    return iterates
+
+
+@pytest.mark.parametrize("threat", [ws.Linf(0.3), ws.L2(1.5)], ids=repr)
+def test_every_iterate_is_that_of_the_algorithm_written_out(threat, net, points):
+    x, y = points[0][:8], points[1][:8]
+    p = Problem(net, x, y, Rows.count(0, 8), threat=threat, objective=CrossEntropy(), keep="last", active=False)
+    start = threat.random_start(x, Rows.count(5, 8), box=(0, 1))
+    seen, inner = [], p.value_and_gradient
+    p.value_and_gradient = lambda z, remember="best": (seen.append(z.clone()), inner(z, remember))[1]
+    _ascend(p, start, 100, 0.75)
+    for i in range(8):
+        expected = written_out(
+            net, x[i : i + 1], y[i : i + 1], start[i : i + 1], threat.eps, threat.component_name, 100
+        )
+        for found, wanted in zip(seen, expected, strict=True):
+            assert (found[i] - wanted[0]).abs().max() < 1e-9
 
 
 def test_sparse_steps_move_the_share_with_the_largest_gradients():

@@ -135,6 +135,15 @@ def test_randomised_models_are_attacked_through_their_mean_gradient(net, points)
     assert r.backwards[alive].max() == 2 * 5 * 20
 
 
+def test_the_model_itself_has_the_last_word(net, points, monkeypatch):
+    """On a copy that is wrong about everything every point is a find, and the model confirms none of them."""
+    x, y = points
+    monkeypatch.setattr("withstand.attacks.autoattack.prepared", lambda call, module, x: lambda z: -net(z))
+    r = AutoAttack(ws.Linf(1e-6), **FAST).run(net, x, y)
+    assert not r.success.any()
+    assert set(r.notes["robust_accuracy"].values()) == {1.0}
+
+
 def test_radii_may_differ_by_example(net, points):
     x, y = points
     eps = torch.linspace(0.001, 0.1, len(x), dtype=torch.float64)
