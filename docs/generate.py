@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import IO
 
 import mkdocs_gen_files
 
@@ -9,6 +10,37 @@ from withstand.registry import KINDS, entries
 from withstand.systems import systems
 
 ROOT = Path(__file__).parent.parent
+
+
+def plain(value: object) -> str:
+    """A value as a cell of a table."""
+    if isinstance(value, (dict, list)):
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value).replace("|", "/")
+
+
+def write(page: IO[str], record: object, title: str = "") -> None:
+    """A recorded result as Markdown: single values as a list, tables of equal records as tables, the rest in turn."""
+    if title:
+        print(f"\n**{title}**\n", file=page)
+    named = isinstance(record, dict) and record and all(isinstance(v, dict) for v in record.values())
+    rows = [{"": k, **v} for k, v in record.items()] if named else record
+    if isinstance(rows, list) and rows and isinstance(rows[0], dict):
+        flat = all(not isinstance(v, (dict, list)) for row in rows for v in row.values())
+        if flat or not named:
+            columns = list(dict.fromkeys(k for row in rows for k, v in row.items() if not isinstance(v, (dict, list))))
+            print("| " + " | ".join(columns) + " |\n|" + "---|" * len(columns), file=page)
+            for row in rows:
+                print("| " + " | ".join(plain(row.get(c, "")) for c in columns) + " |", file=page)
+            return
+    if isinstance(record, dict):
+        for key, value in record.items():
+            if not isinstance(value, (dict, list)):
+                print(f"- {key}: {plain(value)}", file=page)
+        for key, value in record.items():
+            if isinstance(value, dict) or (isinstance(value, list) and value and isinstance(value[0], dict)):
+                write(page, value, f"{title} / {key}" if title else key)
+
 
 with mkdocs_gen_files.open("components.md", "w") as page:
     print(
@@ -40,11 +72,5 @@ with mkdocs_gen_files.open("results.md", "w") as page:
                 file=page,
             )
     for path in sorted((ROOT / "benchmarks/results").glob("*.json")):
-        record = json.loads(path.read_text(encoding="utf-8"))
-        rows = record.get("rows") or []
-        print(f"\n## Benchmark: {path.stem}\n\n{record.get('about', '')}\n", file=page)
-        if rows:
-            columns = list(rows[0])
-            print("| " + " | ".join(columns) + " |\n|" + "---|" * len(columns), file=page)
-            for row in rows:
-                print("| " + " | ".join(str(row.get(c)) for c in columns) + " |", file=page)
+        print(f"\n## Benchmark: {path.stem}\n", file=page)
+        write(page, json.loads(path.read_text(encoding="utf-8")))
