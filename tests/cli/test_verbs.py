@@ -77,6 +77,15 @@ def test_attack_writes_examples_that_are_read_back_as_data(withstand, home):
     assert metric["value"] == pytest.approx(1 - share)
 
 
+def test_last_iterates_are_judged_by_the_model(withstand, home):
+    last = ("--attack", "pgd(linf(0.1), steps=5, keep='last', active=False)", "--data", "digits", "--limit", "40")
+    done = withstand("attack", "net.py:centres", *last, "--out", "last.npz", "--json")
+    assert done.code == 0, done.err
+    images = json.loads(done.out)["images"]
+    assert [i["success"] for i in images] == [i["prediction"] != i["label"] for i in images]
+    assert any(i["success"] for i in images)
+
+
 def test_attack_writes_png_files_that_still_do_it(withstand, home):
     done = withstand("attack", "net.py:centres", *PGD, "--out", "adv", "--json")
     assert done.code == 0, done.err
