@@ -34,8 +34,12 @@ def pad(x: Tensor, left: int, right: int, axis: int, border: str) -> Tensor:
 def gaussian_taps(sigma: float, truncate: float) -> list[float]:
     """exp(-i^2 / (2 sigma^2)) for |i| <= truncate * sigma (rounded), normalised; [1] where sigma is too small."""
     radius = int(truncate * sigma + 0.5)
-    taps = [math.exp(-0.5 * (i / sigma) ** 2) for i in range(-radius, radius + 1)] if radius else [1.0]
-    return [t / sum(taps) for t in taps]
+    return _normalised([math.exp(-0.5 * (i / sigma) ** 2) for i in range(-radius, radius + 1)] if radius else [1.0])
+
+
+def _normalised(taps: list[float]) -> list[float]:
+    total = sum(taps)
+    return [tap / total for tap in taps]
 
 
 def gaussian(x: Tensor, sigma: float, truncate: float = 4.0, border: str = "edge") -> Tensor:
@@ -97,8 +101,7 @@ def motion(x: Tensor, radius: int, sigma: float, angle: Tensor) -> Tensor:
     leaves the image. angle: [n] in degrees.
     """
     h, w = x.shape[2:]
-    taps = [math.exp(-0.5 * (i / sigma) ** 2) for i in range(2 * radius + 1)]
-    taps = [t / sum(taps) for t in taps]
+    taps = _normalised([math.exp(-0.5 * (i / sigma) ** 2) for i in range(2 * radius + 1)])
     reach_y, reach_x = min(2 * radius, h - 1), min(2 * radius, w - 1)
     wide = pad(pad(x, reach_y, reach_y, 2, "edge"), reach_x, reach_x, 3, "edge")
     out = torch.zeros_like(x)
