@@ -291,6 +291,7 @@ class Problem:
                 moved[name] = leaf.threat.project(target, leaf.origin, leaf.box)
             return moved
         assert isinstance(z, Tensor)
+        assert isinstance(gradient, Tensor)
         if self._interval is not None and isinstance(size, float) and isinstance(self.threat.eps, float):
             # Linf: in the gradient's own memory where no shaping remembers it; small models feel every new tensor
             own = gradient.is_contiguous() and not self.shapings
