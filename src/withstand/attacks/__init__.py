@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Any
 from withstand.registry import entries
 
 if TYPE_CHECKING:
+    from withstand.attacks.apgd import APGD, APGDT
+    from withstand.attacks.autoattack import AutoAttack
     from withstand.attacks.boundary import Boundary
     from withstand.attacks.carlini_wagner import CarliniWagner
     from withstand.attacks.deepfool import DeepFool
     from withstand.attacks.engine import Attack, AttackResult, Problem
+    from withstand.attacks.fab import FAB, FABT
     from withstand.attacks.fgsm import FGSM
     from withstand.attacks.jsma import JSMA
     from withstand.attacks.lbfgs import LBFGS
@@ -19,14 +22,20 @@ if TYPE_CHECKING:
     from withstand.attacks.opt import OPT
     from withstand.attacks.pgd import PGD
     from withstand.attacks.sign_opt import SignOPT
+    from withstand.attacks.square import Square
     from withstand.attacks.zoo import ZOO
 
 __all__ = [
+    "APGD",
+    "APGDT",
     "Attack",
     "AttackResult",
+    "AutoAttack",
     "Boundary",
     "CarliniWagner",
     "DeepFool",
+    "FAB",
+    "FABT",
     "FGSM",
     "JSMA",
     "LBFGS",
@@ -35,6 +44,7 @@ __all__ = [
     "PGD",
     "Problem",
     "SignOPT",
+    "Square",
     "ZOO",
 ]
 
