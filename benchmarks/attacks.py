@@ -190,8 +190,9 @@ def autoattack(model: nn.Module, x: Tensor, y: Tensor, quick: bool) -> dict[str,
 
     def accuracy(work: Work) -> Work:
         def run() -> dict[str, float]:
+            found = work()
             with torch.no_grad():
-                return {"robust_accuracy": float((model(work()).argmax(1) == y).float().mean())}
+                return {"robust_accuracy": float((model(found).argmax(1) == y).float().mean())}
 
         return run
 
