@@ -22,11 +22,11 @@ Textures = str | Path | Sequence[np.ndarray] | None
 
 # Mean RGB, standard deviation of the grey value, leaves, longest leaf in pixels, strength of the haze.
 _LOOKS = (
-    ((85, 150, 166), 19, 500, 120, 2.0),
-    ((200, 205, 214), 21, 900, 120, 0.5),
-    ((190, 198, 210), 23, 1600, 70, 0.7),
-    ((138, 153, 165), 28, 2400, 40, 0.7),
-    ((112, 123, 135), 41, 1000, 90, 0.8),
+    ((85, 150, 166), 19, 1200, 110, 1.3),
+    ((200, 205, 214), 22, 2000, 110, 0.5),
+    ((190, 198, 210), 23, 2800, 70, 0.6),
+    ((138, 153, 165), 29, 4000, 45, 0.6),
+    ((112, 123, 135), 43, 2000, 85, 0.9),
 )
 _TALL, _WIDE = 480, 640
 
@@ -102,30 +102,31 @@ def _texture(
         root_x, root_y, fan = spray[:, i // 5]
         turn = 2 * np.pi * fan + 3.5 * (draw[1] - 0.5)
         root = root_x * _WIDE + 20 * (draw[2] - 0.5), root_y * _TALL + 20 * (draw[3] - 0.5)
-        box = tuple(slice(max(int(r - length - 6), 0), int(r + length + 6)) for r in root[::-1])
-        time, shade = _leaf(x[box] - root[0], y[box] - root[1], turn, length, draw[4:])
+        width = length * (0.1 + 0.5 * draw[4] ** 2)
+        tip = root[0] + length * np.cos(turn), root[1] + length * np.sin(turn)
+        ends = zip(root[::-1], tip[::-1])  # no more than this box can be reached: the warp moves it by some 9 pixels
+        box = tuple(slice(max(int(min(e) - width - 9), 0), max(int(max(e) + width + 9), 0)) for e in ends)
+        time, shade = _leaf(x[box] - root[0], y[box] - root[1], turn, length, width, draw[5:])
         first = time < arrival[box]
         arrival[box][first], ice[box][first] = time[first], shade[first]
     grain = one.uniform((_TALL, _WIDE), "grain")[0].numpy() - 0.5
     relief = ice - 0.2 * np.roll(ice, (1, 1), (0, 1))  # lit from one corner
     grey = relief / relief.std() + haze * _cloud(one, "haze", 6) + 0.3 * grain
     grey = (grey - grey.mean()) / grey.std() * contrast
-    # Thick ice is whiter than the mean colour, thin ice takes the colour on.
-    tint = np.array(colour) + grey[..., None] * np.array([1.15, 1.0, 0.9])
-    return np.clip(np.round(tint), 0, 255).astype(np.uint8)
+    return np.clip(np.round(np.array(colour) + grey[..., None]), 0, 255).astype(np.uint8)
 
 
 def _leaf(
-    dx: np.ndarray, dy: np.ndarray, turn: float, length: float, draw: np.ndarray
+    dx: np.ndarray, dy: np.ndarray, turn: float, length: float, width: float, draw: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """When one leaf of ice reaches each pixel (1 = the end of its growth), and how bright it is there."""
     along, across = dx * np.cos(turn) + dy * np.sin(turn), dy * np.cos(turn) - dx * np.sin(turn)
     far = np.abs(across)
-    width = length * (0.1 + 0.5 * draw[0] ** 2) * np.clip(along / (0.3 * length), 0.1, 1)
-    time = 0.35 * draw[1] + np.abs(along) / np.where(along > 0, length, 0.1 * length) + far / width
-    ribs = np.cos((along - (0.6 + draw[2]) * far) * (2 * np.pi / (4 + 5 * draw[1])))
+    reach = width * np.clip(along / (0.3 * length), 0.1, 1)
+    time = 0.35 * draw[0] + np.abs(along) / np.where(along > 0, length, 0.1 * length) + far / reach
+    ribs = np.cos((along - (0.6 + draw[1]) * far) * (2 * np.pi / (4 + 5 * draw[0])))
     side = 0.35 * np.sign(across)  # one half of the leaf faces the light
-    return time, draw[2] * 1.6 - 0.5 + 0.3 * ribs + side + 0.7 * np.exp(-(far**2) / 2) - 0.8 * time
+    return time, draw[1] * 1.6 - 0.5 + 0.3 * ribs + side + 0.7 * np.exp(-(far**2) / 2) - 0.8 * time
 
 
 def _cloud(one: Rows, stream: str, octaves: int) -> np.ndarray:

@@ -4,7 +4,6 @@ from functools import cache
 
 import numpy as np
 import torch
-from scipy.stats import poisson
 from torch import Tensor
 
 from withstand.corruptions.kinds import Job, kind, normal, words
@@ -52,6 +51,8 @@ def _alias_tables(c: int) -> tuple[Tensor, Tensor]:
     Both [256 * (c + 1)]. Reference: Walker, "An Efficient Method for Generating Discrete Random Variables with General
     Distributions", ACM TOMS 1977.
     """
+    from scipy.stats import poisson
+
     rates = np.arange(256)[:, None] * c / 255
     chance = poisson.pmf(np.arange(c + 1), rates)
     chance[:, c] = poisson.sf(c - 1, rates[:, 0])
