@@ -17,7 +17,7 @@ demo: $(VENV)/runtime.stamp ## audit the embedded demo: a table here, a page in 
 	$(BIN)/withstand demo
 
 test: $(VENV)/dev.stamp ## the tests, without those marked slow; ARGS="..." goes to pytest
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadscope -m "not slow" $(ARGS)
 
 check: $(VENV)/dev.stamp ## lint, format, types, import rules
 	$(BIN)/ruff check .
@@ -26,7 +26,7 @@ check: $(VENV)/dev.stamp ## lint, format, types, import rules
 	$(BIN)/lint-imports
 
 docs: $(VENV)/dev.stamp ## the site, in site/
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict
 
 bench: $(VENV)/peers.stamp ## side by side with peers; prints ratios, records benchmarks/results
 	$(BIN)/python benchmarks/run.py

@@ -3,7 +3,9 @@
 import os
 from pathlib import Path
 
-import pytest
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests share the cores (pytest -n), their models are tiny
+
+import pytest  # noqa: E402
 
 
 @pytest.fixture(scope="session")

@@ -157,7 +157,8 @@ def estimate(plan: Plan, units: Sequence[Unit]) -> str:
             cost = check.passes(target) * len(plan.positions(unit))
             passes, seconds = passes + cost, seconds + cost * each
     return (
-        f"{len(units)} pieces of work, at most {passes:,.0f} passes of one example, {_duration(seconds)} on this device"
+        f"{len(units)} pieces of work, at most {passes:,.0f} passes of one example, {_duration(seconds)} on this device; "
+        "examples that break early make it shorter"
     )
 
 
