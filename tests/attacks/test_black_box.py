@@ -240,7 +240,12 @@ def test_estimated_gradients_point_like_the_true_one(attack):
     exact = -g[:, None] / (w * theta).sum(1, keepdim=True) * (w - (w * theta).sum(1, keepdim=True) * theta)
     total = torch.zeros_like(theta)
     for step in range(10):
-        total += attack._estimate(rays, theta, g * (1 + 1e-9), torch.full_like(g, 1e-3), step)[0]
+        gradient, probe, probed = attack._estimate(rays, theta, g * (1 + 1e-9), torch.full_like(g, 1e-3), step)
+        total += gradient
+    if isinstance(attack, A.OPT):
+        assert (probed < g).all(), "the best of ten probes is closer"
+        again = rays.measure(probe, g, torch.full_like(g, 1e-9), torch.arange(len(g)))
+        assert torch.allclose(again, probed, atol=3e-6)
     assert (torch.nn.functional.cosine_similarity(total, exact) > 0.85).all()
     if isinstance(attack, A.OPT):  # E[(slope . u) u] = slope / d
         assert torch.allclose(total.norm(dim=1) / 10 * 8, exact.norm(dim=1), rtol=0.5)
@@ -278,6 +283,25 @@ def test_zoo_moves_each_value_by_adam():
         z = z - 0.02 * (m / (1 - 0.9**t)) / ((v / (1 - 0.999**t)).sqrt() + 1e-8)
         points = [s for s in seen if len(s) == 1][t]
         assert torch.allclose(points, z, atol=1e-5)
+
+
+def test_boundary_shortens_moves_that_never_hold_until_they_are_tiny():
+    """Only points far from x reach the goal, and no move on the sphere does: the search ends before its budget."""
+    moves = []
+
+    def picky(v):
+        seen = v[0].clone()
+        first = len(moves) < 1
+        moves.append(seen)
+        return torch.full((len(v),), int(not first and len(moves) < 14))
+
+    r = A.Boundary(queries=5000, adapt=0.5).run(picky, X[:1], torch.tensor([0]))
+    assert r.success.all()
+    steps = torch.stack(moves[14:])
+    base = r.x_adv
+    length = (steps - base).norm(dim=1)
+    assert length[-1] < 1e-4 * length[0]
+    assert int(r.forwards) < 500
 
 
 def test_boundary_steps_stay_on_the_sphere_and_sizes_follow_the_rates():

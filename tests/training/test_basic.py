@@ -44,6 +44,11 @@ def test_the_same_seed_gives_the_same_weights_and_leaves_the_global_generator(at
     assert not same(first, fit(net(0.3), data(), 2, attack, seed=2))
 
 
+def test_it_trains_in_train_mode_whatever_the_model_came_in():
+    assert not same(fit(net(0.5).eval(), data(), 1), fit(net(0.0).eval(), data(), 1))
+    assert same(fit(net(0.5).eval(), data(), 1), fit(net(0.5).train(), data(), 1))
+
+
 def test_an_attack_of_radius_zero_is_plain_training():
     plain = fit(net(), data(), 2)
     assert same(plain, fit(net(), data(), 2, "pgd(linf(0.0), steps=2)"))
