@@ -5,7 +5,7 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests share the cores (pytest -n), their models are tiny
 
-import pytest  # noqa: E402
+import pytest
 
 
 @pytest.fixture(scope="session")
