@@ -251,3 +251,13 @@ def test_stopped_by_a_signal_the_same_command_goes_on(withstand, home, how, code
     assert done.code == 0, done.err
     assert len(list((home / "r" / "rows").rglob("*.parquet"))) == 8
     assert {p: p.stat().st_mtime_ns for p in kept} == kept
+
+
+def test_a_named_set_is_looked_for_under_root(withstand, home):
+    (home / "sets").mkdir()
+    done = withstand("audit", "net.py:centres", "--data", "mnist", "--root", str(home / "sets"))
+    assert done.code == 2
+    assert str(home / "sets") in done.err.replace("\n", "")
+    unknown = withstand("audit", "net.py:centres", "--data", "digits", "--classes", "7", "--checks", "clean")
+    assert unknown.code == 2
+    assert "7" in unknown.err

@@ -17,6 +17,15 @@ def run(
     outputs: Annotated[
         str | None, typer.Option(metavar="logits|probabilities", help="What the models return; default logits.")
     ] = None,
+    classes: Annotated[
+        int | None, typer.Option(min=1, help="Number of classes, for architectures that are built for any.")
+    ] = None,
+    root: Annotated[
+        Path | None, typer.Option(help="Folder of the named data sets; default $WITHSTAND_DATA, else a cache at home.")
+    ] = None,
+    download: Annotated[
+        bool, typer.Option("--download", help="Fetch a public data set that is missing (needs the internet).")
+    ] = False,
     split: Annotated[str, typer.Option(help="The part of the data: test or train.")] = "test",
     limit: Annotated[
         int | None, typer.Option(min=1, help="Use so many examples only, of each class its share.")
@@ -44,10 +53,12 @@ def run(
 
     chosen = parse(attack, "attack")
     with resumable("The same command continues."), progress() as report:
-        loaded, _ = load_models([model], [str(weights)] if weights else None, mean, std, outputs, allow_pickle)
+        loaded, _ = load_models(
+            [model], [str(weights)] if weights else None, mean, std, outputs, allow_pickle, classes=classes
+        )
         made = craft(
             loaded,
-            load_sample(data, split, limit, size, channels),
+            load_sample(data, split, limit, size, channels, root, download),
             chosen,
             out,
             seed=seed,

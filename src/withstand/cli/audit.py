@@ -37,6 +37,15 @@ def run(
     outputs: Annotated[
         str | None, typer.Option(metavar="logits|probabilities", help="What the models return; default logits.")
     ] = None,
+    classes: Annotated[
+        int | None, typer.Option(min=1, help="Number of classes, for architectures that are built for any.")
+    ] = None,
+    root: Annotated[
+        Path | None, typer.Option(help="Folder of the named data sets; default $WITHSTAND_DATA, else a cache at home.")
+    ] = None,
+    download: Annotated[
+        bool, typer.Option("--download", help="Fetch a public data set that is missing (needs the internet).")
+    ] = False,
     split: Annotated[str, typer.Option(help="The part of the data: test or train.")] = "test",
     limit: Annotated[
         int | None, typer.Option(min=1, help="Use so many examples only, of each class its share.")
@@ -99,8 +108,8 @@ def run(
         else:
             assert models is not None
             assert data is not None
-            loaded, others = load_models(models, weights, mean, std, outputs, allow_pickle, given)
-            examples = load_sample(data, split, limit, size, channels)
+            loaded, others = load_models(models, weights, mean, std, outputs, allow_pickle, given, classes)
+            examples = load_sample(data, split, limit, size, channels, root, download)
         with progress() as report:
             card = audit(
                 loaded,

@@ -25,6 +25,7 @@ def load_models(
     outputs: str | None = None,
     allow_pickle: bool = False,
     given: list[str] | None = None,
+    classes: int | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The models by name, and what else is given by name: a model where weights are named for it, else its text."""
     from withstand.models import load_model
@@ -41,6 +42,7 @@ def load_models(
         "std": channel_values(std, "--std"),
         "outputs": outputs,
         "allow_pickle": allow_pickle,
+        "classes": classes,
     }
     models: dict[str, Any] = {}
     for position, (name, spec) in enumerate(specs):
@@ -57,12 +59,19 @@ def load_models(
 
 
 def load_sample(
-    data: str, split: str = "test", limit: int | None = None, size: int | None = None, channels: int | None = None
+    data: str,
+    split: str = "test",
+    limit: int | None = None,
+    size: int | None = None,
+    channels: int | None = None,
+    root: Path | None = None,
+    download: bool = False,
 ) -> Any:
     """A data set, or a fixed sample of it in which each class keeps its share."""
     from withstand.data import load_data
 
-    return load_data(data, split=split, limit=limit, seed=None if limit is None else 0, size=size, channels=channels)
+    seed = None if limit is None else 0
+    return load_data(data, root, split, limit, seed, size=size, channels=channels, download=download)
 
 
 def run_folder(models: list[str] | None, data: str | None, preset: str) -> Path:
