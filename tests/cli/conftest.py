@@ -10,8 +10,16 @@ import torch
 from withstand.cli.main import run
 
 NETWORK = """
+import os, time
 import torch
 from torch import nn
+
+class Slow(nn.Module):
+    '''Takes its time where SLOW says how many seconds a pass takes.'''
+
+    def forward(self, x):
+        time.sleep(float(os.environ.get("SLOW", 0)))
+        return x
 
 def centres():
     '''Nearest class centre of the digits, as a linear layer: right on nine of ten.'''
@@ -24,6 +32,9 @@ def centres():
         layer.weight.copy_(20 * c)
         layer.bias.copy_(-10 * (c * c).sum(1))
     return nn.Sequential(nn.Flatten(), layer)
+
+def slow_centres():
+    return nn.Sequential(Slow(), *centres())
 
 def guess():
     '''An untrained layer.'''

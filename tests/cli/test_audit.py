@@ -227,16 +227,16 @@ def test_compare_refuses_runs_on_different_data(withstand, home):
 @pytest.mark.parametrize(("how", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
 def test_stopped_by_a_signal_the_same_command_goes_on(withstand, home, how, code):
     arguments = [
-        "audit", "m=net.py:centres", "--data", "digits", "--out", "r", "--checks", "clean",
-        "--checks", "robust(linf(0.02), attack=pgd(steps=40, restarts=15))",
+        "audit", "m=net.py:slow_centres", "--data", "digits", "--out", "r", "--checks", "clean",
+        "--checks", "robust(linf(0.02), attack=pgd(steps=40, restarts=5))",
     ]  # fmt: skip
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "SLOW": "0.05", "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     program = "import sys; sys.argv[0] = 'withstand'; from withstand.cli.main import run; run()"
     process = subprocess.Popen(
         [sys.executable, "-c", program, *arguments], env=environment, stderr=subprocess.PIPE, text=True
     )
     deadline = time.monotonic() + 120
-    while not list((home / "r" / "rows").rglob("robust/*.parquet")) and process.poll() is None:
+    while not list((home / "r" / "rows").rglob("clean/*.parquet")) and process.poll() is None:
         assert time.monotonic() < deadline
         time.sleep(0.02)
     process.send_signal(how)
