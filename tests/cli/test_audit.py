@@ -231,7 +231,9 @@ def test_stopped_by_a_signal_the_same_command_goes_on(withstand, home, how, code
         "--checks", "robust(linf(0.02), attack=pgd(steps=40, restarts=5))",
     ]  # fmt: skip
     environment = {**os.environ, "SLOW": "0.05", "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    program = "import sys; sys.argv[0] = 'withstand'; from withstand.cli.main import run; run()"
+    # a shell's background jobs, and so their children, start with SIGINT ignored
+    listen = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    program = f"{listen}; import sys; sys.argv[0] = 'withstand'; from withstand.cli.main import run; run()"
     process = subprocess.Popen(
         [sys.executable, "-c", program, *arguments], env=environment, stderr=subprocess.PIPE, text=True
     )
