@@ -101,8 +101,7 @@ class Attack:
         precision: run the model under autocast in this dtype. progress: called with the number of examples done.
 
         Raises:
-            BadInput: images out of range or not finite, labels of the wrong type or range, a model that gives too
-            little.
+            BadInput: images out of range or not finite, labels of the wrong type or range, too little of the model.
         """
         box = box_of(model) if box == "model" else box
         check_inputs(x, y, box)
