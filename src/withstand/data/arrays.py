@@ -99,10 +99,7 @@ class Npz:
                 size = int(np.prod(shape)) * dtype.itemsize
                 order = "F" if fortran else "C"
                 if size <= _LARGE:
-                    data = file.read()
-                    if len(data) != size:
-                        raise EOFError(f"{len(data)} of {size} bytes of {name!r}")
-                    return np.frombuffer(data, dtype).reshape(shape, order=order)
+                    return np.frombuffer(file.read(), dtype).reshape(shape, order=order)
                 if member.compress_type == zipfile.ZIP_STORED and member.file_size - file.tell() == size:
                     return np.memmap(self.path, dtype, "r", self._start(member) + file.tell(), shape, order)
                 return self._unpacked(file, shape, order, dtype)
