@@ -20,6 +20,10 @@ class Unavailable(WithstandError, RuntimeError):
     """Something outside this process failed: an endpoint, a disk, a run folder held by another process."""
 
 
+class Diverged(WithstandError, ArithmeticError):
+    """A training whose loss is no number any more; what was saved before stays."""
+
+
 class NotMet(WithstandError, AssertionError):
     """A result that does not meet a requirement. The command line exits with code 1."""
 

@@ -1,6 +1,9 @@
-"""Writing files so that a reader, or a run that is killed and started again, sees all of a file or none of it."""
+"""Writing files so that a reader, or a run that is killed and started again, sees all of a file or none of it; and the
+lock that keeps two runs out of one folder."""
 
 import contextlib
+import fcntl
+import io
 import json
 import math
 import os
@@ -57,3 +60,25 @@ def _plain(value: Any) -> Any:
 def slug(name: str) -> str:
     """A name as a file name: letters, digits, dot, dash and underscore stay."""
     return "".join(c if c.isalnum() or c in "._-" else "_" for c in name).strip(".") or "unnamed"
+
+
+def lock(folder: Path) -> io.TextIOWrapper:
+    """Take the folder's lock, which goes when the returned file is closed or the process ends, however it ends."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = open(folder / ".lock", "a+", encoding="utf-8")  # noqa: SIM115 (held open on purpose)
+    except OSError as error:
+        raise Unavailable(f"out: cannot write in {folder}: {error.strerror}. Choose another --out.") from error
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        handle.seek(0)
+        holder = handle.read().strip() or "unknown"
+        handle.close()
+        raise Unavailable(
+            f"out: another process (pid {holder}) is running in {folder}. Wait for it, or give this run another --out."
+        ) from None
+    handle.truncate(0)
+    handle.write(str(os.getpid()))
+    handle.flush()
+    return handle

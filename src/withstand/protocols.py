@@ -246,32 +246,38 @@ class Detector(Protocol):
 
 @dataclass
 class Update:
-    """One optimiser step that a recipe asks of the trainer: minimise `loss` with the optimiser named `opt`; parameters
-    of `freeze` get no gradient meanwhile (FAAT's discriminator while the classifier learns to fool it)."""
+    """One optimiser step that a recipe asks of the trainer: minimise `loss()` with the optimiser named `opt`.
 
-    loss: Tensor
+    loss is called once, after the gradients of `opt` were cleared and the parameters of `freeze` were switched off, so that
+    its graph holds nothing that is not wanted (FAAT's discriminator while the classifier learns to fool it). before_step
+    runs between the backward pass and the optimiser's step (SAM puts the weights back there).
+    """
+
+    loss: Callable[[], Tensor]
     opt: str = "main"
     freeze: Sequence[nn.Module] = ()
+    before_step: Callable[[], None] | None = None
 
 
 class Recipe(Protocol):
     """A training method; the trainer owns the loop, the recipe owns nothing that changes.
 
-    setup returns the system: a module with everything mutable (model, heads, discriminators, banks, buffers).
-    craft makes the batch that is learned from (attacks, mixes, pseudo-labels), once a step, on the bare module.
-    updates yields one or more Updates. Must carry: GANs and discriminators (several updates), AugMax's own inner
+    setup returns the system: a module with everything mutable (model, heads, discriminators, banks, buffers). optimizers
+    names the optimisers; `main` makes the one that the user chose. craft makes the batch that is learned from (attacks,
+    mixes, pseudo-labels), once a step, on the bare module. updates yields one or more Updates. finish takes the model out.
+    `withstand.training.Recipe` has the defaults. Must carry: GANs and discriminators (several updates), AugMax's own inner
     search, MDProp's joint batch over norm branches, unlabelled batches (MaxMatch), cached hidden states (Kelp).
     """
 
     def setup(self, model: nn.Module, data: Dataset, rows: Rows) -> nn.Module: ...
 
-    def optimizers(self, system: nn.Module) -> Mapping[str, torch.optim.Optimizer]: ...
+    def optimizers(self, system: Any, main: Callable[[Any], torch.optim.Optimizer]) -> dict[str, Any]: ...
 
-    def craft(self, system: nn.Module, batch: Batch, ctx: Any) -> Batch: ...
+    def craft(self, system: Any, batch: Batch, step: Any) -> Batch: ...
 
-    def updates(self, system: nn.Module, batch: Batch, ctx: Any) -> Iterator[Update]: ...
+    def updates(self, system: Any, batch: Batch, step: Any) -> Iterator[Update]: ...
 
-    def finish(self, system: nn.Module) -> nn.Module: ...
+    def finish(self, system: Any) -> nn.Module: ...
 
 
 # Audits

@@ -39,6 +39,11 @@ KINDS = (
     "parameterisation",
     "view",
     "shaping",
+    "optimizer",
+    "schedule",
+    "averaging",
+    "augmentation",
+    "trainer",
 )
 _ENTRY_POINTS = {kind: f"withstand.{kind}s" for kind in ("attack", "recipe", "detector", "check", "indicator")}
 _PACKAGE = Path(__file__).parent

@@ -12,7 +12,6 @@ on from what is there and ends with the rows of an uninterrupted one.
 """
 
 import contextlib
-import fcntl
 import io
 import json
 import os
@@ -26,8 +25,8 @@ import pyarrow.parquet as pq
 from torch import Tensor
 
 from withstand.audit.check import Table
-from withstand.errors import BadInput, Unavailable
-from withstand.files import slug, write_atomic, write_json
+from withstand.errors import BadInput
+from withstand.files import lock, slug, write_atomic, write_json
 from withstand.protocols import Row
 
 SCHEMA = pa.schema(
@@ -202,28 +201,6 @@ def read_rows(folder: Path) -> tuple[Table, dict[str, float]]:
             total[key] = total.get(key, 0) + value
         tables.append(table.replace_schema_metadata(None))
     return Table(pa.concat_tables(tables) if tables else SCHEMA.empty_table().select(names)), total
-
-
-def lock(folder: Path) -> io.TextIOWrapper:
-    """Take the folder's lock, which goes when the returned file is closed or the process ends, however it ends."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = open(folder / ".lock", "a+", encoding="utf-8")  # noqa: SIM115 (held open on purpose)
-    except OSError as error:
-        raise Unavailable(f"out: cannot write in {folder}: {error.strerror}. Choose another --out.") from error
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        handle.seek(0)
-        holder = handle.read().strip() or "unknown"
-        handle.close()
-        raise Unavailable(
-            f"out: another process (pid {holder}) is running in {folder}. Wait for it, or give this run another --out."
-        ) from None
-    handle.truncate(0)
-    handle.write(str(os.getpid()))
-    handle.flush()
-    return handle
 
 
 @contextlib.contextmanager

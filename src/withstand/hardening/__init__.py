@@ -1,0 +1,1 @@
+"""Hardening: recipes that make a classifier withstand more, one file each, and the verb that runs them."""

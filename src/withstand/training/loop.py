@@ -1,0 +1,380 @@
+"""The loop of a training: its state, its steps, and how it comes back after a kill."""
+
+import copy
+import json
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from withstand.errors import Diverged, Unavailable, bad
+from withstand.files import lock, write_atomic, write_json
+from withstand.models.weights import read_weights
+from withstand.protocols import Batch, Dataset, Update
+from withstand.random import Rows, derive
+from withstand.registry import live, to_json
+from withstand.training import checkpoints
+from withstand.training.averaging import Average
+from withstand.training.feed import micro_batches, shares
+from withstand.training.logs import as_csv
+from withstand.training.recipe import Step
+from withstand.training.trainer import Fitted, Moment, Trainer
+from withstand.training.validate import validate
+
+
+class Advance(nn.Module):
+    """What Fabric wraps: a forward pass is the making of one loss, whatever modules it leads through, so that the hooks of
+    a distributed strategy see every recipe as a single call."""
+
+    def __init__(self, system: nn.Module) -> None:
+        super().__init__()
+        self.system = system
+
+    def forward(self, loss: Callable[[], Tensor]) -> Tensor:
+        return loss()
+
+
+class Loop:
+    """One training under way; see `Trainer.fit` for the arguments."""
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        recipe: Any,
+        model: nn.Module,
+        data: Dataset,
+        validation: Dataset | None,
+        attack: Any,
+        out: str | Path | None,
+        seed: int,
+        progress: Callable[[Moment], None] | None,
+        loggers: Sequence[Any],
+    ) -> None:
+        self.trainer, self.recipe, self.data, self.seed = trainer, recipe, data, seed
+        self.validation, self.attack = validation, attack
+        self.folder = None if out is None else Path(out)
+        self.progress, self.loggers = progress, loggers
+        self.fabric = _fabric(trainer)
+        self.rank, self.world = self.fabric.global_rank, self.fabric.world_size
+        self.batch = min(trainer.batch, len(data))
+        shares(self.batch, self.world, trainer.accumulate)
+        self.per_epoch = len(data) // self.batch
+        self.steps = self.per_epoch * trainer.epochs
+        self.classes = len(data.classes)
+        self.config = self._config(model)
+
+        with _seeded(derive(seed, "setup")):
+            self.system = recipe.setup(model, data, Rows.count(derive(seed, "setup"), len(data)))
+        self.system.train()
+        if trainer.channels_last:
+            self.system.to(memory_format=torch.channels_last)
+        self.system.to(self.fabric.device)
+        made = recipe.optimizers(self.system, trainer.optimizer)
+        if "main" not in made:
+            raise bad("optimizers of the recipe", ", ".join(made) or "none", 'one named "main"')
+        self.wrapped = self.fabric.setup_module(Advance(self.system))
+        self.optimizers = {name: self.fabric.setup_optimizers(o) for name, o in made.items()}
+        self.rates = [group["lr"] for group in made["main"].param_groups]
+        self.average = None if trainer.averaging is None else Average(trainer.averaging, self.system)
+
+        self.step, self.history = 0, []
+        self.best: dict[str, Any] = {"epoch": None, "score": None, "waited": 0}
+        self.best_state: dict[str, Tensor] | None = None
+        self.sums: dict[str, float] = {}
+        self.stopped = ""
+
+    # From the first step to the last ---------------------------------------------------------------------
+
+    def run(self) -> Fitted:
+        """All epochs that are left."""
+        with ExitStack() as stack:
+            if self.folder is not None and self.rank == 0:
+                stack.enter_context(lock(self.folder))
+            self._resume()
+            stack.enter_context(torch.random.fork_rng(_cuda(self.fabric.device)))
+            self.started, self.first, self.saved = time.perf_counter(), self.step, time.perf_counter()
+            try:
+                while self.step < self.steps and not self.stopped:
+                    self._epoch()
+            except torch.OutOfMemoryError as error:
+                raise Unavailable(_memory_advice(self.trainer, error)) from error
+            return self._result()
+
+    def _epoch(self) -> None:
+        epoch, first = divmod(self.step, self.per_epoch)
+        k = self.trainer.accumulate
+        began, at = time.perf_counter(), self.step
+        parts: list[Batch] = []
+        for part in micro_batches(self.data, epoch, self.seed, self.batch, k, first, self.rank, self.world):
+            parts.append(part)
+            if len(parts) < k:
+                continue
+            self._step(epoch, parts)
+            parts = []
+            self._show(epoch)
+            if self.step % self.per_epoch and time.perf_counter() - self.saved > self.trainer.checkpoint_seconds:
+                self._save()
+        seconds = time.perf_counter() - began
+        self._close(epoch, (self.step - at) * self.batch / max(seconds, 1e-9))
+
+    def _step(self, epoch: int, parts: Sequence[Batch]) -> None:
+        """One optimiser step, from all the parts of its batch."""
+        self._set_rates()
+        for m, batch in enumerate(parts):
+            batch = batch.to(self.fabric.device)
+            if self.trainer.channels_last and batch.x.dim() == 4:
+                batch = replace(batch, x=batch.x.contiguous(memory_format=torch.channels_last))
+            torch.manual_seed(derive(self.seed, "step", self.step, m, self.rank) & 0x7FFFFFFF)
+            ids = batch.ids if batch.ids is not None else torch.arange(len(batch), device=batch.x.device)
+            step = Step(
+                step=self.step,
+                steps=self.steps,
+                epoch=epoch,
+                epochs=self.trainer.epochs,
+                seed=derive(self.seed, "part", m),
+                rows=Rows(derive(self.seed, "epoch", epoch), ids),
+                rank=self.rank,
+                world=self.world,
+                smoothing=self.trainer.label_smoothing,
+            )
+            for augmentation in self.trainer.augment:
+                batch = augmentation(batch, step, self.classes)
+            self.system.train()
+            with self.fabric.autocast():
+                batch = self.recipe.craft(self.system, batch, step)
+            for update in self.recipe.updates(self.system, batch, step):
+                self._update(update, step, first=m == 0, last=m == len(parts) - 1, parts=len(parts))
+            for name, value in step.said.items():
+                self.sums[name] = self.sums.get(name, 0.0) + float(value) / len(parts)
+        self.step += 1
+        if self.average is not None:
+            self.average.update(self.system, self.step, self.step / self.steps)
+
+    def _update(self, update: Update, step: Step, first: bool, last: bool, parts: int) -> None:
+        optimizer = self.optimizers[update.opt]
+        if first:
+            optimizer.zero_grad(set_to_none=True)
+        with _held_still(update.freeze), self.fabric.no_backward_sync(self.wrapped, enabled=not last):
+            loss = self.wrapped(update.loss)
+            value = float(loss.detach())
+            if not abs(value) < float("inf"):
+                raise Diverged(
+                    f"the loss is {value} at step {step.step + 1} of {self.steps} (epoch {step.epoch + 1}). The training "
+                    f"stops; {self._what_stays()} Lower the learning rate, or clip the gradient (clip_norm=1.0)."
+                )
+            self.fabric.backward(loss / parts)
+        if update.before_step is not None:
+            update.before_step()
+        if last:
+            if self.trainer.clip_norm is not None:
+                self.fabric.clip_gradients(
+                    self.wrapped, optimizer, max_norm=self.trainer.clip_norm, error_if_nonfinite=False
+                )
+            optimizer.step()
+        name = "loss" if update.opt == "main" else f"loss_{update.opt}"
+        self.sums[name] = self.sums.get(name, 0.0) + value / parts
+
+    def _set_rates(self) -> None:
+        factor = self.trainer.schedule(self.step / self.steps)
+        for group, rate in zip(self.optimizers["main"].param_groups, self.rates):
+            group["lr"] = rate * factor
+
+    # The end of an epoch ---------------------------------------------------------------------------------
+
+    def _close(self, epoch: int, speed: float) -> None:
+        row: dict[str, Any] = {"epoch": epoch + 1, "step": self.step}
+        row |= {name: total / self.per_epoch for name, total in self.sums.items()}
+        row["lr"] = self.optimizers["main"].param_groups[0]["lr"]
+        row["images_per_second"] = round(speed, 1)
+        self.sums = {}
+        due = (epoch + 1) % self.trainer.validate_every == 0 or epoch + 1 == self.trainer.epochs
+        if self.validation is not None and due:
+            model = self.shipped()
+            row |= validate(model, self.validation, self.attack, self.fabric.device, derive(self.seed, "validation"))
+            score = row["robust_accuracy" if self.attack is not None else "accuracy"]
+            if self.best["score"] is None or score > self.best["score"]:
+                self.best = {"epoch": epoch + 1, "score": score, "waited": 0}
+                self.best_state = {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}
+                if self.folder is not None and self.rank == 0:
+                    checkpoints.save_weights(self.folder / "best.safetensors", model)
+            else:
+                self.best["waited"] += 1
+                if self.trainer.patience is not None and self.best["waited"] >= self.trainer.patience:
+                    self.stopped = f"no better validation for {self.best['waited']} validations"
+        self.history.append(row)
+        self._save()
+        for logger in self.loggers if self.rank == 0 else ():
+            logger(self.step, row)
+        self._show(epoch)
+
+    def shipped(self) -> nn.Module:
+        """The model as it would be shipped now, a copy in eval mode with averaged weights where there are any."""
+        if self.average is None:
+            system = copy.deepcopy(self.system)
+        else:
+            with self.average.worn_by(self.system):
+                system = copy.deepcopy(self.system)
+        return self.recipe.finish(system).eval().requires_grad_(True)
+
+    def _result(self) -> Fitted:
+        last = self.shipped()
+        if self.folder is not None and self.rank == 0:
+            checkpoints.save_weights(self.folder / "last.safetensors", last)
+        best = last
+        if self.best_state is not None:
+            best = copy.deepcopy(last)
+            best.load_state_dict(self.best_state)
+        return Fitted(best, last, self.history, self.best["epoch"], self.step, self.stopped, self.folder)
+
+    def _show(self, epoch: int) -> None:
+        if self.progress is None or self.rank:
+            return
+        done = max(self.step % self.per_epoch, 1)
+        pace = (time.perf_counter() - self.started) / max(self.step - self.first, 1)
+        self.progress(
+            Moment(
+                epoch=epoch + 1,
+                epochs=self.trainer.epochs,
+                step=self.step,
+                steps=self.steps,
+                means={name: total / done for name, total in self.sums.items()},
+                images_per_second=self.batch / max(pace, 1e-9),
+                seconds_left=pace * (self.steps - self.step),
+                history=self.history,
+            )
+        )
+
+    # Coming back -----------------------------------------------------------------------------------------
+
+    def _config(self, model: nn.Module) -> dict[str, Any]:
+        settings = to_json(self.trainer)
+        # where and how it runs changes rounding at most, and how often it is saved not even that
+        for name in ("accelerator", "devices", "nodes", "strategy", "checkpoint_seconds"):
+            settings.pop(name)
+        return {
+            "withstand": metadata.version("withstand"),
+            "recipe": repr(self.recipe),
+            "trainer": settings,
+            "model": live(model).strip("'"),
+            "data": {"name": self.data.name, "examples": len(self.data), "fingerprint": self.data.fingerprint()},
+            "validation": None
+            if self.validation is None
+            else {"examples": len(self.validation), "fingerprint": self.validation.fingerprint()},
+            "attack": repr(self.attack),
+            "seed": self.seed,
+            "processes": self.world,
+        }
+
+    def _resume(self) -> None:
+        if self.folder is None:
+            return
+        path = self.folder / "training.json"
+        if path.is_file():
+            differs = checkpoints.differences(json.loads(path.read_text()), json.loads(json.dumps(self.config)))
+            if differs:
+                raise bad(
+                    "out",
+                    f"{self.folder}, which holds another training ({'; '.join(differs)})",
+                    "a new folder, or the settings of the training in it",
+                )
+        elif self.rank == 0:
+            write_json(path, self.config)
+        state = checkpoints.load(self.folder / "checkpoints", lambda text: warnings.warn(text, stacklevel=2))
+        self.fabric.barrier()
+        if state is None:
+            return
+        self.system.load_state_dict(checkpoints.to_device(state["system"], self.fabric.device))
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][name])
+        if self.average is not None:
+            self.average.state = checkpoints.to_device(state["average"], self.fabric.device)
+            self.average.count = state["average_count"]
+        self.step, self.history, self.best = state["step"], state["history"], state["best"]
+        self.sums, self.stopped = state["sums"], state["stopped"]
+        if self.best["epoch"] is not None:
+            self.best_state = read_weights(self.folder / "best.safetensors")
+
+    def _save(self) -> None:
+        self.saved = time.perf_counter()
+        if self.folder is None or self.rank:
+            return
+        state = {
+            "step": self.step,
+            "history": self.history,
+            "best": self.best,
+            "sums": self.sums,
+            "stopped": self.stopped,
+            "system": self.system.state_dict(),
+            "optimizers": {name: o.state_dict() for name, o in self.optimizers.items()},
+        }
+        if self.average is not None:
+            state |= {"average": self.average.state, "average_count": self.average.count}
+        checkpoints.save(self.folder / "checkpoints", self.step, state)
+        write_atomic(self.folder / "history.csv", as_csv(self.history))
+
+    def _what_stays(self) -> str:
+        return "nothing was saved." if self.folder is None else f"the last good checkpoint stays in {self.folder}."
+
+
+def _fabric(trainer: Trainer) -> Any:
+    from lightning_fabric import Fabric
+    from lightning_fabric.strategies import DDPStrategy
+
+    try:
+        strategy: Any = trainer.strategy
+        if strategy == "ddp":
+            # a recipe may leave parts of the system out of an update; buffers are the recipe's, not rank 0's
+            strategy = DDPStrategy(find_unused_parameters=True, broadcast_buffers=False)
+        fabric = Fabric(
+            accelerator=trainer.accelerator,
+            devices=trainer.devices,
+            num_nodes=trainer.nodes,
+            strategy=strategy,
+            precision=trainer.precision,  # type: ignore[arg-type]
+        )
+    except (ValueError, RuntimeError) as error:
+        settings = f"{trainer.accelerator}, {trainer.devices} devices, {trainer.strategy}, {trainer.precision}"
+        raise bad(
+            "accelerator, devices, strategy, precision", settings, "what Lightning Fabric offers", str(error)
+        ) from None
+    fabric.launch()
+    return fabric
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed & 0x7FFFFFFF)
+        yield
+
+
+@contextmanager
+def _held_still(parts: Sequence[nn.Module]) -> Iterator[None]:
+    held = [p for part in parts for p in part.parameters() if p.requires_grad]
+    for p in held:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in held:
+            p.requires_grad_(True)
+
+
+def _cuda(device: torch.device) -> list[int]:
+    return [device.index or 0] if device.type == "cuda" else []
+
+
+def _memory_advice(trainer: Trainer, error: BaseException) -> str:
+    return (
+        f"the device ran out of memory ({str(error).splitlines()[0]}). Cut the batch into parts "
+        f"(accumulate={2 * trainer.accumulate}), take a smaller batch than {trainer.batch}, or use "
+        'precision="bf16-mixed". The training goes on from its last checkpoint only with the settings it began with; '
+        "choose a new folder for others."
+    )

@@ -1,0 +1,132 @@
+"""What a recipe is built from: the system that it trains, the context of a step, and the defaults of every stage."""
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from withstand.protocols import Batch, Dataset, Update
+from withstand.random import Rows, derive
+from withstand.registry import replace
+
+Optimizers = dict[str, torch.optim.Optimizer]
+MakeOptimizer = Callable[[Any], torch.optim.Optimizer]
+
+
+class System(nn.Module):
+    """Everything that training changes: the model, and beside it whatever heads, discriminators or banks a recipe adds.
+
+    >>> System(model, domain=nn.Linear(64, 2)).domain
+    """
+
+    def __init__(self, model: nn.Module, **parts: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        for name, part in parts.items():
+            self.add_module(name, part)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x)
+
+
+@dataclass
+class Step:
+    """What a recipe may know of the step that it serves.
+
+    step of steps: updates of the main optimiser made so far, and in all. epoch of epochs. seed: of the training. rows:
+    draws per example of this batch, new in every epoch. rank of world: which process this is. smoothing: of the labels,
+    for the loss that is learned from. said: what the recipe wants logged, summed until the epoch's end.
+    """
+
+    step: int
+    steps: int
+    epoch: int
+    epochs: int
+    seed: int
+    rows: Rows
+    rank: int = 0
+    world: int = 1
+    smoothing: float = 0.0
+    said: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def progress(self) -> float:
+        """The share of the training that is done, in [0, 1)."""
+        return self.step / self.steps
+
+    def cross_entropy(self, logits: Tensor, y: Tensor) -> Tensor:
+        """The mean cross-entropy of labels long [N] or float [N, K], smoothed as the trainer was told."""
+        return F.cross_entropy(logits, y, label_smoothing=self.smoothing)
+
+    def say(self, name: str, value: Tensor | float) -> None:
+        """Log a number of this step; the history shows its mean over the epoch."""
+        self.said[name] = torch.as_tensor(value).detach()
+
+    def generator(self, stream: str) -> torch.Generator:
+        """A CPU generator for draws of the whole batch, another one in each step and on each rank."""
+        return torch.Generator().manual_seed(derive(self.seed, stream, self.step, self.rank))
+
+    def mean(self, tensors: list[Tensor]) -> list[Tensor]:
+        """The tensors averaged over all processes, in place; what every rank must agree on passes through here."""
+        if self.world > 1:
+            flat = torch.cat([t.flatten() for t in tensors])
+            dist.all_reduce(flat)
+            for t, part in zip(tensors, (flat / self.world).split([t.numel() for t in tensors])):
+                t.copy_(part.view_as(t))
+        return tensors
+
+    def attack(self, attack: Any, model: nn.Module, x: Tensor, y: Tensor | None, stream: str = "attack") -> Tensor:
+        """The attack's last iterates for a batch, detached; its draws depend on the examples and the epoch.
+
+        Whatever the attack's own settings say, nothing is judged and no example leaves the batch.
+        """
+        inner = replace(attack, keep="last", active=False)
+        return inner(model, x, y, seed=derive(self.rows.seed, stream), ids=self.rows.ids, block=len(x)).detach()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What all recipes share; a method overrides the stages in which it differs from plain training.
+
+    The trainer calls `setup` once, `optimizers` once, then for every batch `craft` and each of `updates`, and at the end
+    (and before every validation, on a copy) `finish`. Nothing that changes may live in the recipe: it belongs in the system.
+    """
+
+    def setup(self, model: nn.Module, data: Dataset, rows: Rows) -> nn.Module:
+        """A system with a copy of the model. rows: draws for whatever has to be initialised."""
+        return System(copy.deepcopy(model))
+
+    def optimizers(self, system: Any, main: MakeOptimizer) -> Optimizers:
+        """Named optimisers; "main" is made by `main`, which the trainer was given, and follows the schedule."""
+        return {"main": main(system.parameters())}
+
+    def craft(self, system: Any, batch: Batch, step: Step) -> Batch:
+        """The batch that is learned from; gradients are off outside of attacks. The system is in train mode."""
+        return batch
+
+    def loss(self, system: Any, batch: Batch, step: Step) -> Tensor:
+        """What a recipe with a single update minimises."""
+        raise NotImplementedError(f"{type(self).__name__} defines neither loss nor updates")
+
+    def updates(self, system: Any, batch: Batch, step: Step) -> Iterator[Update]:
+        """The updates of one step, in order. What stands after a `yield` runs when its update has been made."""
+        yield Update(lambda: self.loss(system, batch, step))
+
+    def finish(self, system: Any) -> nn.Module:
+        """The model that is shipped; the system may be taken apart for it."""
+        return system.model
+
+
+def parameters_of(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    """All parameters that an optimiser moves."""
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def with_grad(system: nn.Module) -> Mapping[str, nn.Parameter]:
+    """The parameters that learn, by name."""
+    return {name: p for name, p in system.named_parameters() if p.requires_grad}
