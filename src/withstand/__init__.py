@@ -19,24 +19,52 @@ _HOMES = {
     "load_data": "withstand.data",
     "corrupt": "withstand.corruptions",
     "audit": "withstand.audit",
+    "harden": "withstand.hardening.harden",
+    "Trainer": "withstand.training",
     "Scorecard": "withstand.audit",
     "parse": "withstand.registry",
     "component": "withstand.registry",
     "Rows": "withstand.random",
 }
-_MODULES = ("attacks", "threats", "objectives", "metrics", "corruptions", "detection", "models", "data", "report")
+_MODULES = (
+    "attacks",
+    "threats",
+    "objectives",
+    "metrics",
+    "corruptions",
+    "detection",
+    "hardening",
+    "training",
+    "models",
+    "data",
+    "report",
+)
 
 __all__ = [*_HOMES, *_MODULES, "__version__"]
 
 if TYPE_CHECKING:
-    from withstand import attacks, corruptions, data, detection, metrics, models, objectives, report, threats
+    from withstand import (
+        attacks,
+        corruptions,
+        data,
+        detection,
+        hardening,
+        metrics,
+        models,
+        objectives,
+        report,
+        threats,
+        training,
+    )
     from withstand.audit import Scorecard, audit
     from withstand.corruptions import corrupt
     from withstand.data import load_data
+    from withstand.hardening.harden import harden
     from withstand.models import count_passes, load_model
     from withstand.random import Rows
     from withstand.registry import component, parse
     from withstand.threats import L0, L1, L2, Linf, Masked
+    from withstand.training import Trainer
 
 
 def __getattr__(name: str) -> Any:

@@ -9,14 +9,17 @@ from typing import Any
 import torch
 
 from withstand.errors import BadInput, bad, unknown
-from withstand.models import sources
+from withstand.models import artefact, sources
 from withstand.models.normalise import normalisation
 from withstand.models.sources import Built
 from withstand.models.target import Normalised, TorchTarget
 from withstand.models.weights import load_weights, read_weights
 from withstand.protocols import Space, Target
 
-SPECS = "timm:NAME, torchvision:NAME, hf:REPO_OR_FOLDER, zoo:NAME, file.py:factory, model.onnx, http(s)://.../predict"
+SPECS = (
+    "timm:NAME, torchvision:NAME, hf:REPO_OR_FOLDER, zoo:NAME, file.py:factory, artefact:FOLDER, model.onnx, "
+    "http(s)://.../predict"
+)
 _SOURCES: dict[str, Callable[..., Built]] = {
     "timm": sources.timm,
     "torchvision": sources.torchvision,
@@ -43,7 +46,8 @@ def load_model(
     >>> load_model("zoo:digits_cnn", pretrained=False)
     <zoo:digits_cnn: classification, input (1, 8, 8), 10 classes>
 
-    spec: timm:NAME, torchvision:NAME, hf:REPO_OR_FOLDER, zoo:NAME, file.py:factory, model.onnx, http(s)://.../predict.
+    spec: timm:NAME, torchvision:NAME, hf:REPO_OR_FOLDER, zoo:NAME, file.py:factory, artefact:FOLDER (a hardened model),
+    model.onnx, http(s)://.../predict.
     weights: a .safetensors file or a state dict (.pt, .pth, .th); see `read_weights` for it and allow_pickle.
     mean, std: per channel, in units of the [0, 1] range, or the name of a preset ("imagenet", "cifar10", "half",
     "none"); default: what the source says, which the target's `notes` repeat. classes: K, where it does not say.
@@ -58,6 +62,10 @@ def load_model(
     kind, _, rest = spec.partition(":")
     if kind in ("http", "https") or spec.endswith(".onnx"):
         return _black_box(spec, weights, mean, std, classes, task, name=name, outputs=outputs, **options)
+    if kind == "artefact":
+        if weights is not None:
+            raise bad("weights", weights, f"None for {spec}", "The folder holds its own.")
+        return artefact.load(rest, name)
     if kind in _SOURCES and rest:
         build: Callable[..., Built] = _SOURCES[kind]
         argument: Any = rest
@@ -75,7 +83,7 @@ def load_model(
     built.module.eval()
     pair, note = normalisation(mean, std, built.normalise, None if built.shape is None else built.shape[0])
     model = built.module if pair is None else Normalised(built.module, *pair).eval()
-    return TorchTarget(
+    target = TorchTarget(
         model,
         name or (spec if weights is None else f"{spec} [{Path(weights).stem}]"),
         Space(built.shape, (0.0, 1.0), built.classes),
@@ -84,6 +92,16 @@ def load_model(
         built.text,
         (*built.notes, *note),
     )
+    target.built_by = {
+        "spec": spec
+        if kind in _SOURCES
+        else str(Path(spec[: spec.rfind(".py")]).resolve()) + spec[spec.rfind(".py") :],
+        "mean": mean,
+        "std": std,
+        "outputs": outputs,
+        "options": {k: v for k, v in options.items() if k != "pretrained"},
+    }
+    return target
 
 
 def _known_options(build: Callable[..., Any], spec: str, options: dict[str, Any]) -> None:

@@ -58,6 +58,8 @@ class TorchTarget:
         self.model = model
         self.module: nn.Module = Logits(model, self.space.classes, outputs) if task == "classification" else model
         self.notes = notes
+        self.built_by: dict[str, Any] | None = None
+        """The arguments of `load_model` that build it again, without the weights."""
         self._source = source
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -105,7 +107,8 @@ class Logits(nn.Module):
         super().__init__()
         if outputs not in ("logits", "probabilities"):
             raise bad("outputs", repr(outputs), '"logits" or "probabilities"')
-        self.model, self.classes, self.outputs = model, classes, outputs
+        self.model, self.classes = model, classes
+        self.outputs: Outputs = outputs
         self.training = model.training
 
     def forward(self, x: Tensor) -> Tensor:
@@ -142,6 +145,13 @@ class Normalised(nn.Module):
 
     def extra_repr(self) -> str:
         return f"mean={self.mean.tolist()}, std={self.std.tolist()}"
+
+
+def core(model: nn.Module) -> nn.Module:
+    """The architecture itself, without `Logits` and `Normalised` around it."""
+    while isinstance(model, (Logits, Normalised)):
+        model = model.model
+    return model
 
 
 def logits_of(output: Any, classes: int | None = None) -> Tensor:

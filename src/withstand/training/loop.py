@@ -6,7 +6,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from withstand.errors import Diverged, Unavailable, bad
 from withstand.files import lock, write_atomic, write_json
+from withstand.models.target import core
 from withstand.models.weights import read_weights
 from withstand.protocols import Batch, Dataset, Update
 from withstand.random import Rows, derive
-from withstand.registry import live, to_json
+from withstand.registry import is_component, live
 from withstand.training import checkpoints
 from withstand.training.averaging import Average
 from withstand.training.feed import micro_batches, shares
@@ -61,27 +62,29 @@ class Loop:
         self.validation, self.attack = validation, attack
         self.folder = None if out is None else Path(out)
         self.progress, self.loggers = progress, loggers
-        self.fabric = _fabric(trainer)
+        with _seeded(derive(seed, "setup")):
+            self.system = recipe.setup(model, data, Rows.count(derive(seed, "setup"), len(data)))
+        self.system.train()
+        made = recipe.optimizers(self.system, trainer.optimizer)
+        if "main" not in made:
+            raise bad("optimizers of the recipe", ", ".join(made) or "none", 'one named "main"')
+        self.rates = [group["lr"] for group in made["main"].param_groups]
+
+        # where several optimisers take turns, an update leaves parameters out
+        self.fabric = _fabric(trainer, find_unused_parameters=len(made) > 1)
         self.rank, self.world = self.fabric.global_rank, self.fabric.world_size
+        if trainer.channels_last:
+            self.system.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.system.to(self.fabric.device)
+        self.wrapped = self.fabric.setup_module(Advance(self.system))
+        self.optimizers = {name: self.fabric.setup_optimizers(o) for name, o in made.items()}
+
         self.batch = min(trainer.batch, len(data))
         shares(self.batch, self.world, trainer.accumulate)
         self.per_epoch = len(data) // self.batch
         self.steps = self.per_epoch * trainer.epochs
         self.classes = len(data.classes)
         self.config = self._config(model)
-
-        with _seeded(derive(seed, "setup")):
-            self.system = recipe.setup(model, data, Rows.count(derive(seed, "setup"), len(data)))
-        self.system.train()
-        if trainer.channels_last:
-            self.system.to(memory_format=torch.channels_last)
-        self.system.to(self.fabric.device)
-        made = recipe.optimizers(self.system, trainer.optimizer)
-        if "main" not in made:
-            raise bad("optimizers of the recipe", ", ".join(made) or "none", 'one named "main"')
-        self.wrapped = self.fabric.setup_module(Advance(self.system))
-        self.optimizers = {name: self.fabric.setup_optimizers(o) for name, o in made.items()}
-        self.rates = [group["lr"] for group in made["main"].param_groups]
         self.average = None if trainer.averaging is None else Average(trainer.averaging, self.system)
 
         self.step, self.history = 0, []
@@ -142,6 +145,7 @@ class Loop:
                 rows=Rows(derive(self.seed, "epoch", epoch), ids),
                 rank=self.rank,
                 world=self.world,
+                box=self.data.space.box,
                 smoothing=self.trainer.label_smoothing,
             )
             for augmentation in self.trainer.augment:
@@ -197,13 +201,22 @@ class Loop:
         due = (epoch + 1) % self.trainer.validate_every == 0 or epoch + 1 == self.trainer.epochs
         if self.validation is not None and due:
             model = self.shipped()
-            row |= validate(model, self.validation, self.attack, self.fabric.device, derive(self.seed, "validation"))
+            row |= validate(
+                model,
+                self.validation,
+                self.attack,
+                self.fabric.device,
+                derive(self.seed, "validation"),
+                self.rank,
+                self.world,
+                lambda counts: self.fabric.all_reduce(counts, reduce_op="sum"),
+            )
             score = row["robust_accuracy" if self.attack is not None else "accuracy"]
             if self.best["score"] is None or score > self.best["score"]:
                 self.best = {"epoch": epoch + 1, "score": score, "waited": 0}
-                self.best_state = {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}
+                self.best_state = {k: v.detach().cpu().clone() for k, v in core(model).state_dict().items()}
                 if self.folder is not None and self.rank == 0:
-                    checkpoints.save_weights(self.folder / "best.safetensors", model)
+                    checkpoints.save_weights(self.folder / "best.safetensors", core(model))
             else:
                 self.best["waited"] += 1
                 if self.trainer.patience is not None and self.best["waited"] >= self.trainer.patience:
@@ -226,11 +239,11 @@ class Loop:
     def _result(self) -> Fitted:
         last = self.shipped()
         if self.folder is not None and self.rank == 0:
-            checkpoints.save_weights(self.folder / "last.safetensors", last)
+            checkpoints.save_weights(self.folder / "last.safetensors", core(last))
         best = last
         if self.best_state is not None:
             best = copy.deepcopy(last)
-            best.load_state_dict(self.best_state)
+            core(best).load_state_dict(self.best_state)
         return Fitted(best, last, self.history, self.best["epoch"], self.step, self.stopped, self.folder)
 
     def _show(self, epoch: int) -> None:
@@ -254,10 +267,14 @@ class Loop:
     # Coming back -----------------------------------------------------------------------------------------
 
     def _config(self, model: nn.Module) -> dict[str, Any]:
-        settings = to_json(self.trainer)
         # where and how it runs changes rounding at most, and how often it is saved not even that
-        for name in ("accelerator", "devices", "nodes", "strategy", "checkpoint_seconds"):
-            settings.pop(name)
+        silent = ("accelerator", "devices", "nodes", "strategy", "checkpoint_seconds")
+        settings = {
+            f.name: repr(value) if is_component(value := getattr(self.trainer, f.name)) else value
+            for f in fields(self.trainer)
+            if f.name not in silent
+        }
+        settings["augment"] = repr(self.trainer.augment)
         return {
             "withstand": metadata.version("withstand"),
             "recipe": repr(self.recipe),
@@ -284,8 +301,6 @@ class Loop:
                     f"{self.folder}, which holds another training ({'; '.join(differs)})",
                     "a new folder, or the settings of the training in it",
                 )
-        elif self.rank == 0:
-            write_json(path, self.config)
         state = checkpoints.load(self.folder / "checkpoints", lambda text: warnings.warn(text, stacklevel=2))
         self.fabric.barrier()
         if state is None:
@@ -316,6 +331,8 @@ class Loop:
         }
         if self.average is not None:
             state |= {"average": self.average.state, "average_count": self.average.count}
+        if not (self.folder / "training.json").is_file():
+            write_json(self.folder / "training.json", self.config)
         checkpoints.save(self.folder / "checkpoints", self.step, state)
         write_atomic(self.folder / "history.csv", as_csv(self.history))
 
@@ -323,15 +340,15 @@ class Loop:
         return "nothing was saved." if self.folder is None else f"the last good checkpoint stays in {self.folder}."
 
 
-def _fabric(trainer: Trainer) -> Any:
+def _fabric(trainer: Trainer, find_unused_parameters: bool) -> Any:
     from lightning_fabric import Fabric
     from lightning_fabric.strategies import DDPStrategy
 
     try:
         strategy: Any = trainer.strategy
         if strategy == "ddp":
-            # a recipe may leave parts of the system out of an update; buffers are the recipe's, not rank 0's
-            strategy = DDPStrategy(find_unused_parameters=True, broadcast_buffers=False)
+            # buffers are each process's own: several passes may stand between two updates
+            strategy = DDPStrategy(find_unused_parameters=find_unused_parameters, broadcast_buffers=False)
         fabric = Fabric(
             accelerator=trainer.accelerator,
             devices=trainer.devices,

@@ -39,8 +39,9 @@ class Step:
     """What a recipe may know of the step that it serves.
 
     step of steps: updates of the main optimiser made so far, and in all. epoch of epochs. seed: of the training. rows:
-    draws per example of this batch, new in every epoch. rank of world: which process this is. smoothing: of the labels,
-    for the loss that is learned from. said: what the recipe wants logged, summed until the epoch's end.
+    draws per example of this batch, new in every epoch. rank of world: which process this is. box: the range of inputs.
+    smoothing: of the labels, for the loss that is learned from. said: what the recipe wants logged, summed until the
+    epoch's end.
     """
 
     step: int
@@ -51,6 +52,7 @@ class Step:
     rows: Rows
     rank: int = 0
     world: int = 1
+    box: tuple[float, float] | None = (0.0, 1.0)
     smoothing: float = 0.0
     said: dict[str, Tensor] = field(default_factory=dict)
 
@@ -86,7 +88,8 @@ class Step:
         Whatever the attack's own settings say, nothing is judged and no example leaves the batch.
         """
         inner = replace(attack, keep="last", active=False)
-        return inner(model, x, y, seed=derive(self.rows.seed, stream), ids=self.rows.ids, block=len(x)).detach()
+        seed = derive(self.rows.seed, stream)
+        return inner(model, x, y, seed=seed, ids=self.rows.ids, block=len(x), box=self.box).detach()
 
 
 @dataclass(frozen=True, kw_only=True)

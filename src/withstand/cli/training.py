@@ -1,0 +1,51 @@
+"""A training while it runs: past epochs as a table, the present one as its last row, and the time that is left."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+ROWS = 12
+
+
+@contextmanager
+def drawn() -> Iterator[Any]:
+    """What `Trainer.fit(progress=)` takes; draws on stderr while the block runs, in a terminal only."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.live import Live
+
+    with Live(console=Console(stderr=True), refresh_per_second=4, transient=True) as live:
+        yield lambda moment: live.update(_table(moment))
+
+
+def _table(moment: Any) -> Any:
+    from rich.table import Table
+
+    now = {"epoch": moment.epoch, **moment.means, "images_per_second": moment.images_per_second}
+    rows = moment.history[-ROWS:]
+    rows = rows if rows and rows[-1]["epoch"] == moment.epoch else [*rows, now]
+    names = [n for n in dict.fromkeys(key for row in rows for key in row) if n not in ("step", "lr")]
+    left = _time(moment.seconds_left)
+    table = Table(title=f"epoch {moment.epoch} of {moment.epochs}, step {moment.step} of {moment.steps}, {left} left")
+    for name in names:
+        table.add_column(name.replace("_", " "), justify="right")
+    for row in rows:
+        table.add_row(*(_text(name, row.get(name)) for name in names))
+    return table
+
+
+def _text(name: str, value: Any) -> str:
+    if value is None:
+        return ""
+    if name == "epoch":
+        return str(value)
+    return f"{value:.1%}" if "accuracy" in name else f"{value:.0f}" if name == "images_per_second" else f"{value:.4g}"
+
+
+def _time(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

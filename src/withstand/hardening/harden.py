@@ -1,0 +1,134 @@
+"""`harden`: train a copy of a model by a recipe, and keep what comes out."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from withstand.attacks import PGD
+from withstand.attacks.engine.run import Attack
+from withstand.data import as_dataset, load_data
+from withstand.data.images import stratified
+from withstand.errors import bad
+from withstand.files import write_json
+from withstand.models import as_target, check_compatible, load_model
+from withstand.models.artefact import describe
+from withstand.models.target import Logits, TorchTarget
+from withstand.protocols import Dataset, Target
+from withstand.random import derive
+from withstand.registry import coerce
+from withstand.training.trainer import Fitted, Moment, Trainer
+
+
+class Hardened(TorchTarget):
+    """The model that came out of a training, ready to be audited, and how it got there.
+
+    model, name, space: as of any target. fitted: the history, the best epoch, the last weights; see `Fitted`.
+    before: the target that training began with, untouched.
+    """
+
+    def __init__(self, module: nn.Module, before: Target, name: str, fitted: Fitted) -> None:
+        reads = isinstance(module, Logits)
+        super().__init__(
+            module.model if reads else module, name, before.space, outputs=module.outputs if reads else "logits"
+        )
+        self.before, self.fitted = before, fitted
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """One row per epoch."""
+        return self.fitted.history
+
+
+def harden(
+    model: Any,
+    data: Any,
+    recipe: Any = "pgd_at",
+    *,
+    out: str | Path | None = None,
+    validation: Dataset | float | None = 0.1,
+    judge: Any = "auto",
+    trainer: Trainer | None = None,
+    seed: int = 0,
+    progress: Callable[[Moment], None] | None = None,
+    loggers: Sequence[Any] = (),
+    name: str | None = None,
+    scratch: bool = False,
+    **settings: Any,
+) -> Hardened:
+    """Train a copy of a classifier by a recipe; returns the best one by validation, which can be audited as it is.
+
+    >>> harden("zoo:digits_cnn", "digits", "pgd_at(attack=pgd(linf(0.15), steps=5))", epochs=10)
+    <zoo:digits_cnn + pgd_at: classification, input (1, 8, 8), 10 classes>
+
+    model: what `load_model` reads, a target with gradients, or a module; it stays as it is. scratch: for a text, begin with
+    fresh weights (networks of the zoo, which have no published ones, always do). data: the training examples,
+    a data set or what `load_data` reads (its training part). recipe: a recipe or its text (`withstand list recipes`).
+    out: a folder for checkpoints, history and weights; the same call with the same folder goes on where it stopped.
+    validation: a data set, or the share of the examples that is held out, of each class its part; None: no validation, the
+    last weights count. judge: the attack by which the best epoch is chosen; "auto" takes PGD with ten steps in the threat
+    of the recipe's attack, if it has one; "none" the clean accuracy. trainer, or its settings one by one: epochs, batch,
+    optimizer, schedule, averaging, ...; see `Trainer`. name: of the result in tables.
+
+    Raises:
+        BadInput: before any work, where model, data and recipe do not fit, or the folder holds another training.
+        Diverged: the loss is no number any more. Unavailable: a full disk or too little memory.
+    """
+    recipe = coerce("recipe")(recipe)
+    examples = load_data(data, split="train") if isinstance(data, str) else as_dataset(data)
+    target = untrained_or_loaded(model, scratch, examples) if isinstance(model, str) else as_target(model)
+    if target.module is None:
+        raise bad("model", target.name, "a torch model", "What only answers queries cannot be trained.")
+    space = check_compatible(target, examples)
+    if trainer is not None and settings:
+        raise bad("settings", ", ".join(settings), "none beside trainer=", "Put them into the trainer.")
+    trainer = trainer or Trainer(**settings)
+    learned, held = split(examples, validation, seed)
+    fitted = trainer.fit(recipe, target.module, learned, held, judge_of(judge, recipe), out, seed, progress, loggers)
+    after = Hardened(fitted.model, target, name or f"{target.name} + {recipe.component_name}", fitted)
+    if out is not None:
+        entry = describe(target, space)
+        if entry is not None:
+            best = "last" if fitted.best_epoch is None else "best"
+            write_json(Path(out) / "artefact.json", entry | {"name": after.name, "weights": f"{best}.safetensors"})
+    return after
+
+
+def untrained_or_loaded(spec: str, scratch: bool, data: Dataset) -> Target:
+    """The model of a text: with fresh weights for as many classes as the data has, or with those that it comes with."""
+    if spec.startswith("zoo:") or scratch:
+        options: dict[str, Any] = {} if ".py" in spec else {"pretrained": False}
+        return load_model(spec, classes=len(data.classes) or None, **options)
+    return load_model(spec)
+
+
+def split(data: Dataset, validation: Dataset | float | None, seed: int) -> tuple[Dataset, Dataset | None]:
+    """The examples to learn from, and those that are held out."""
+    if validation is None or validation == 0:
+        return data, None
+    if not isinstance(validation, (int, float)):
+        return data, as_dataset(validation)
+    if not 0 < validation < 1:
+        raise bad("validation", validation, "a share of the examples between 0 and 1, a data set, or None")
+    if not hasattr(data, "subset"):
+        raise bad("validation", validation, "a data set, for data that cannot be split", "Or None.")
+    order = stratified(getattr(data, "labels", None), len(data), derive(seed, "validation split") & 0x7FFFFFFF)
+    count = max(1, round(validation * len(data)))
+    return data.subset(np.sort(order[count:])), data.subset(np.sort(order[:count]))  # type: ignore[attr-defined]
+
+
+def judge_of(judge: Any, recipe: Any) -> Any:
+    """The attack that tells which epoch is best, or None for the clean accuracy."""
+    if judge is None or judge == "none":
+        return None
+    if judge != "auto":
+        return coerce("attack")(judge)
+    inner = recipe
+    while hasattr(inner, "recipe"):  # wrappers such as AWP
+        inner = inner.recipe
+    attack = getattr(inner, "attack", None)
+    if not isinstance(attack, Attack) or attack.threat is None or attack.threat.eps is None:
+        return None
+    return PGD(attack.threat, steps=10)

@@ -1,0 +1,34 @@
+"""One process of a distributed training; started by torchrun from test_distributed.py."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from tests.training.conftest import Points, net
+from withstand.hardening.pgd_at import PGDAT
+from withstand.hardening.standard import Standard
+from withstand.training import SGD, Trainer
+
+SETTINGS = {"epochs": 2, "batch": 16, "optimizer": SGD(0.1), "schedule": "cosine", "accelerator": "cpu"}
+RECIPES = {"standard": Standard(), "pgd_at": PGDAT(attack="pgd(l2(0.3), steps=3)")}
+
+
+def train(recipe: str, out: str | None = None, devices: int = 1, **settings):
+    trainer = Trainer(**SETTINGS | settings, devices=devices, strategy="ddp" if devices > 1 else "auto")
+    model = net(norm=settings.get("sync_norm", False))
+    points = Points()
+    return trainer.fit(RECIPES[recipe], model, points, points, out=out)
+
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    found = {}
+    for name in RECIPES:
+        for sync in (False, True):
+            fitted = train(name, str(folder / f"{name}{sync}"), devices=2, sync_norm=sync)
+            rank = torch.distributed.get_rank()
+            found[f"{name} {sync}"] = [row["accuracy"] for row in fitted.history]
+            torch.save(fitted.last.state_dict(), folder / f"{name}{sync}.{rank}.pt")
+    (folder / f"history.{rank}.json").write_text(json.dumps(found))
