@@ -23,6 +23,27 @@ def small_cnn(side: int, channels: int = 1, classes: int = 10) -> nn.Sequential:
     )
 
 
+def small_bn_cnn(channels: int = 1, classes: int = 10) -> nn.Sequential:
+    """Four convolutions (16, 16, 32, 32 channels, the second and the last with stride 2), each with batch norm, mean
+    pooling and a linear layer: the smallest network on which what recipes do to batch norm can be seen.
+
+    Input [N, channels, H, W] in [0, 1].
+    """
+
+    def block(a: int, b: int, stride: int) -> list[nn.Module]:
+        return [nn.Conv2d(a, b, 3, stride, 1, bias=False), nn.BatchNorm2d(b), nn.ReLU()]
+
+    return nn.Sequential(
+        *block(channels, 16, 1),
+        *block(16, 16, 2),
+        *block(16, 32, 1),
+        *block(32, 32, 2),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(32, classes),
+    )
+
+
 def cnn_a(side: int = 32, channels: int = 3, classes: int = 10) -> nn.Sequential:
     """The small network on which verified and adversarial training are compared.
 

@@ -34,6 +34,8 @@ class Entry(NamedTuple):
 ZOO = (
     Entry("digits_cnn", "small CNN for 8x8 grey images", (1, 8, 8), "small:small_cnn", {"side": 8}),
     Entry("mnist_cnn", "small CNN for 28x28 grey images", (1, 28, 28), "small:small_cnn", {"side": 28}),
+    Entry("digits_bn_cnn", "small CNN with batch norm for 8x8 grey images", (1, 8, 8), "small:small_bn_cnn"),
+    Entry("mnist_bn_cnn", "small CNN with batch norm for 28x28 grey images", (1, 28, 28), "small:small_bn_cnn"),
     Entry(
         "cnn_a", "two convolutions and two linear layers, 32x32 RGB", (3, 32, 32), "small:cnn_a",
         normalise=((0.4914, 0.4824, 0.4467), (0.2009, 0.1984, 0.2023)),
