@@ -111,7 +111,8 @@ def verdict(low: float, high: float, direction: Literal["higher", "lower"]) -> V
     """What an interval of the difference says about a claim that it is higher (lower) than zero."""
     if direction == "lower":
         low, high = -high, -low
-    return "shown" if low > 0 else "not shown" if high <= 0 else "inconclusive"
+    rounding = 1e-12
+    return "shown" if low > rounding else "not shown" if high <= rounding else "inconclusive"
 
 
 def paired_interval(differences: np.ndarray, draws: int = 4000, level: float = 0.95) -> tuple[float, float]:

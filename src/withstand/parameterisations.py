@@ -1,0 +1,75 @@
+"""Parameterisations: what a search moves instead of pixels, and how that becomes an input."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from withstand.errors import bad
+from withstand.protocols import Leaf
+from withstand.registry import component
+from withstand.threats import Box
+
+
+@component("parameterisation", "pyramid", systems=("pyramidat",))
+class Pyramid:
+    """Perturbations on several scales: coarse cells move by a lot, pixels by little.
+
+    x_adv = clip(x + sum_s m_s * up_s(d_s)), each d_s [N, C, H/s, W/s] within the attack's threat, up_s replicating a cell
+    over its s x s block.
+
+    scales: sides s of a cell in pixels, each a divisor of the image's sides. multipliers: m_s, one for each scale. grids:
+    instead of scales, numbers of cells along a side, for images that no scale divides (nearest interpolation). clip: to the
+    box once, at the end, or after "each" level in the order given, as the official code does. The attack's eps bounds every
+    level by itself, so that a pixel moves by up to eps * sum of the multipliers. The defaults are for 224 pixels; the
+    official eps of 6/255 is in units of [-1, 1], 3/255 here.
+
+    >>> PGD(Linf(3 / 255), steps=5, step=1 / 6, random_start=False, parameterisation=Pyramid())
+
+    Reference: Herrmann et al., "Pyramid Adversarial Training Improves ViT Performance", 2022, arXiv 2111.15121.
+    """
+
+    scales: tuple[int, ...] = (32, 16, 1)
+    multipliers: tuple[float, ...] = (20, 10, 1)
+    grids: tuple[int, ...] | None = None
+    clip: Literal["once", "each"] = "once"
+    box: tuple[float, float] | None = (0.0, 1.0)
+
+    def __post_init__(self) -> None:
+        levels = self.scales if self.grids is None else self.grids
+        if not levels or min(levels) < 1:
+            raise bad("scales", levels, "whole numbers >= 1")
+        if len(levels) != len(self.multipliers):
+            raise bad("multipliers", f"{len(self.multipliers)} for {len(levels)} scales", "one for each scale")
+
+    def leaves(self, x: Tensor, threat: Any, box: Box) -> dict[str, Leaf]:
+        """A level for each scale, zero at first, bound by the threat as it is.
+
+        Raises: BadInput for inputs that are no images, and for scales that do not divide their sides.
+        """
+        return {
+            f"{position}": Leaf(threat, x.new_zeros(len(x), x.shape[1], *cells))
+            for position, cells in enumerate(self._cells(x))
+        }
+
+    def decode(self, z: Mapping[str, Tensor], x: Tensor) -> Tensor:
+        for position, multiplier in enumerate(self.multipliers):
+            level = z[str(position)]
+            x = x + multiplier * (
+                level if level.shape == x.shape else F.interpolate(level, x.shape[2:], mode="nearest")
+            )
+            if self.box is not None and self.clip == "each":
+                x = x.clamp(*self.box)
+        return x if self.box is None else x.clamp(*self.box)
+
+    def _cells(self, x: Tensor) -> list[tuple[int, int]]:
+        if x.dim() != 4:
+            raise bad("x", f"shape {tuple(x.shape)}", "images [N, C, H, W]")
+        h, w = x.shape[2:]
+        if self.grids is not None:
+            return [(min(g, h), min(g, w)) for g in self.grids]
+        if uneven := [s for s in self.scales if h % s or w % s]:
+            mend = f"Take divisors of {h} and {w}, or say numbers of cells with grids=."
+            raise bad("scales", f"{uneven[0]} for images of {h}x{w}", "scales that divide the image's sides", mend)
+        return [(h // s, w // s) for s in self.scales]
