@@ -1,0 +1,136 @@
+"""What a training step of each recipe costs over the passes that its definition needs, on a ResNet-18-size network.
+
+Every forward pass of the model within a step is counted by its kind: learning (its backward pass reaches the weights),
+attacking (weights frozen, its backward pass ends at the input) and looking (no backward pass). Each kind is timed bare, on
+the same batch, in rounds that alternate with the recipe's own steps. Overhead = step / sum of the bare passes - 1.
+
+    WITHSTAND_DATA=... python benchmarks/recipes.py [--quick] [--recipe NAME]
+"""
+
+import argparse
+import copy
+import statistics
+import time
+import warnings
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from withstand.data.arrays import from_arrays
+from withstand.files import write_json
+from withstand.models.zoo.table import find
+from withstand.random import Rows
+from withstand.registry import entries, parse
+from withstand.training import SGD, Trainer
+from withstand.training.loop import Loop
+
+RESULTS = Path(__file__).parent / "results" / "recipes.json"
+ATTACK = "pgd(linf(8/255), steps=3)"
+NETWORKS = {"nofrost": "nf_resnet26"}
+
+
+def main(out: Path = RESULTS, quick: bool = False, only: str | None = None) -> dict[str, Any]:
+    """Measure every recipe and write `out` after each. quick: a small network and two rounds."""
+    warnings.filterwarnings("ignore")
+    found: dict[str, Any] = {"threads": torch.get_num_threads(), "torch": torch.__version__, "recipes": {}}
+    for entry in entries("recipe"):
+        if only in (None, entry.name):
+            found["recipes"][entry.name] = measured(entry, quick)
+            print(entry.name, found["recipes"][entry.name], flush=True)
+            write_json(out, found)
+    return found
+
+
+def measured(entry: Any, quick: bool) -> dict[str, Any]:
+    """One recipe: its passes per step, and its overhead."""
+    cls = entry.load()
+    names = set(cls.__dataclass_fields__)
+    settings = [f"attack={ATTACK}"] if "attack" in names else []
+    settings += [f"recipe=pgd_at(attack={ATTACK})"] if "recipe" in names else []
+    recipe = parse(f"{entry.name}({', '.join(settings)})", "recipe")
+    batch, rounds = (8, 2) if quick else (16, 5)
+    network = "cifar_resnet20" if quick else NETWORKS.get(entry.name, "resnet18")
+    rows = Rows.count(0, batch)
+    x, y = rows.uniform((3, 32, 32), "x"), rows.integers((), 0, 10, "y")
+    model = find(network).build(10)
+    trainer = Trainer(epochs=1000, batch=batch, optimizer=SGD(0.01), schedule="constant", accelerator="cpu")
+    data = from_arrays(x.numpy(), y.numpy(), classes=10)
+    loop = Loop(trainer, recipe, model, data, None, None, None, 0, None, ())
+    part = data.batch(range(batch))
+    passes = counted(loop, part)
+    bare = bare_passes(copy.deepcopy(loop.system.model), x, y)
+    times: dict[str, list[float]] = {"step": [], **{kind: [] for kind in bare}}
+    for _ in range(rounds):
+        times["step"].append(timed(lambda: loop._step(0, [part])))
+        for kind, work in bare.items():
+            times[kind].append(timed(work))
+    middle = {kind: statistics.median(values) for kind, values in times.items()}
+    needed = sum(passes[kind] / batch * middle[kind] for kind in bare)
+    return {
+        "network": network,
+        **{kind: passes[kind] / batch for kind in bare},
+        "step_ms": round(1000 * middle["step"], 1),
+        "needed_ms": round(1000 * needed, 1),
+        "overhead": round(middle["step"] / needed - 1, 3),
+    }
+
+
+def counted(loop: Loop, part: Any) -> Counter[str]:
+    """Examples that pass through the model in a step, by kind."""
+    passes: Counter[str] = Counter()
+    weights = list(loop.system.model.parameters())
+
+    def note(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+        kind = "looking"
+        if torch.is_grad_enabled():
+            kind = "learning" if any(p.requires_grad for p in weights) else "attacking"
+        passes[kind] += len(args[0])
+
+    handle = loop.system.model.register_forward_pre_hook(note)
+    try:
+        loop._step(0, [part])
+    finally:
+        handle.remove()
+    return passes
+
+
+def bare_passes(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Any]:
+    """The three kinds of pass without anything around them."""
+
+    def learning() -> None:
+        model.train().zero_grad(set_to_none=True)
+        F.cross_entropy(model(x), y).backward()
+
+    def attacking() -> None:
+        point = x.clone().requires_grad_(True)
+        torch.autograd.grad(F.cross_entropy(model(point), y), point)
+
+    def frozen() -> None:
+        model.eval().requires_grad_(False)
+        attacking()
+        model.requires_grad_(True)
+
+    def looking() -> None:
+        with torch.no_grad():
+            model.eval()(x)
+
+    return {"learning": learning, "attacking": frozen, "looking": looking}
+
+
+def timed(work: Any) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--out", type=Path, default=RESULTS)
+    options.add_argument("--quick", action="store_true")
+    options.add_argument("--recipe", help="this one only")
+    given = options.parse_args()
+    main(given.out, given.quick, given.recipe)
