@@ -80,7 +80,7 @@ def cluster_bootstrap(
     if values.ndim != 2 or not n:
         raise bad("values", f"shape {values.shape}", "[N, M] with N >= 1")
     generator = np.random.default_rng(seed)
-    step = max(1, (1 << 22) // n)
+    step = max(1, (1 << 20) // n)
     found = []
     for start in range(0, draws, step):
         counts = generator.multinomial(n, np.full(n, 1 / n), size=min(step, draws - start))

@@ -70,6 +70,41 @@ def test_blocks_do_not_change_the_result(monkeypatch, photos):
         assert torch.equal(whole[20:], corrupt(x[20:], name, 2, ids=torch.arange(20, 32), preset="cifar"))
 
 
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_threads_do_not_change_the_result(name, photos, threads):
+    x = photos[:3]
+    threads(1)
+    alone = corrupt(x, name, 2)
+    threads(2)
+    assert torch.equal(corrupt(x, name, 2), alone)
+    assert torch.equal(corrupt(x[1:2], name, 2, ids=torch.tensor([1])), alone[1:2])
+    assert torch.get_num_threads() == 2
+
+
+def test_an_error_in_a_thread_is_raised_and_the_threads_are_given_back(monkeypatch, photos, threads):
+    def fail(x, setting, job):
+        raise RuntimeError(f"broken in {torch.get_num_threads()} thread")
+
+    monkeypatch.setitem(kinds.KINDS, "fog", fail)
+    threads(2)
+    with pytest.raises(RuntimeError, match="broken in 1 thread"):
+        corrupt(photos[:3], "fog", 1)
+    assert torch.get_num_threads() == 2
+
+
+def test_no_gradient_is_followed_in_the_threads(thumbs, threads):
+    threads(2)
+    x = (thumbs.float() / 255).requires_grad_()
+    assert not corrupt(x, "contrast", 1).requires_grad
+
+
 def test_severities_and_kinds_draw_differently(thumbs):
     zero = torch.zeros_like(thumbs)
     noise = [corrupt(zero + 128, "gaussian_noise", s).float() - 128 for s in (3, 4)]

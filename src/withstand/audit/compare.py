@@ -21,8 +21,12 @@ class Arm:
     label: str
 
     @property
-    def files(self) -> list[str]:
-        return sorted(str(p) for p in (self.folder / "rows" / slug(self.model)).glob("*/[0-9]*.parquet"))
+    def files(self) -> dict[str, list[str]]:
+        """The files of rows, by the folder of their check."""
+        found: dict[str, list[str]] = {}
+        for path in sorted((self.folder / "rows" / slug(self.model)).glob("*/[0-9]*.parquet")):
+            found.setdefault(path.parent.name, []).append(str(path))
+        return found
 
 
 def compare_models(folder: str | Path, plan: dict[str, Any] | None = None) -> list[Comparison]:
@@ -76,22 +80,24 @@ def compare_arms(before: Arm, after: Arm, without: set[str] | None = None) -> li
     """
     import duckdb
 
-    if not before.files or not after.files:
-        return []
-    with duckdb.connect(config={"threads": 2}) as base:
-        wrong, found = (base.execute(query, [before.files, after.files]).fetchall() for query in (_LABELS, _PAIRS))
-    if wrong[0][0]:
-        raise bad(
-            "runs",
-            f"{wrong[0][0]} examples whose labels differ between {before.label} and {after.label}",
-            "runs on the same data",
-        )
+    found, ours, theirs = [], before.files, after.files
+    for check in ours.keys() & theirs.keys():  # one at a time, and a new base for each: joins take memory, and keep it
+        with duckdb.connect(config={"threads": 1}) as base:
+            sides = [ours[check], theirs[check]]
+            wrong, rows = (base.execute(query, sides).fetchall() for query in (_LABELS, _PAIRS))
+        if wrong[0][0]:
+            raise bad(
+                "runs",
+                f"{wrong[0][0]} examples whose labels differ between {before.label} and {after.label}",
+                "runs on the same data",
+            )
+        found += rows
     return [
         Comparison(
             "withstood", check, before.label, after.label, *paired_counts(gained, lost, n), n,
             gained_ids or [], lost_ids or [], json.loads(condition),
         )
-        for check, condition, n, gained, lost, gained_ids, lost_ids in found
+        for check, condition, n, gained, lost, gained_ids, lost_ids in sorted(found)
         if check not in (without or ())
     ]  # fmt: skip
 
