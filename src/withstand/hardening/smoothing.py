@@ -17,8 +17,10 @@ from withstand.errors import bad
 from withstand.random import Rows
 
 ABSTAIN = -1
+CHUNK = 100
+"""Draws that are made at once; the draws of an example do not depend on how many copies share a pass."""
 BLOCK = 1000
-"""Noisy copies per pass."""
+"""Noisy copies per pass, a multiple of `CHUNK`."""
 
 
 class Certified(NamedTuple):
@@ -101,9 +103,11 @@ def _counts(
 ) -> np.ndarray:
     """How often each class is said under n draws of noise; int64 [K]."""
     counts: Tensor | None = None
-    for step, begin in enumerate(range(0, n, block)):
-        noise = row.normal((min(block, n - begin), *x.shape), stream, step, dtype=x.dtype)[0]
-        logits = model(x + sigma * noise)
+    block = max(block // CHUNK, 1) * CHUNK
+    for begin in range(0, n, block):
+        steps = range(begin // CHUNK, -(-min(begin + block, n) // CHUNK))
+        noise = torch.cat([row.normal((CHUNK, *x.shape), stream, step, dtype=x.dtype)[0] for step in steps])
+        logits = model(x + sigma * noise[: n - begin])
         said = torch.bincount(logits.argmax(1), minlength=logits.shape[1])
         counts = said if counts is None else counts + said
     assert counts is not None

@@ -19,6 +19,7 @@ QUICK = {
     "blackbox": "blackbox(linf(0.2), attack=square(queries=30))",
     "transfer": "transfer(linf(0.2), attack=pgd(steps=3))",
     "unfamiliar": "unfamiliar(k=3)",
+    "certified": "certified(n0=20, n=200)",
     "trust": "trust(threat=linf(0.1), steps=2, queries=5)",
 }
 SOME = ("trust",)  # measures some examples under some conditions only

@@ -52,7 +52,7 @@ class CertifiedRadius(Check):
             raise bad("radii", self.radii, "L2 radii >= 0")
 
     def passes(self, target: Target) -> float:
-        return (self.n0 + self.n) / 3  # forward passes only
+        return (self.n0 + self.n) / 2  # forward passes only
 
     def rows(
         self, target: Target, shard: Batch, given: Mapping[str, Any], artefact: Any, ctx: Context
