@@ -35,7 +35,7 @@ def digits_scales(**changes: Any) -> dict[str, dict[str, Any]]:
     """Settings of experiments on scikit-learn's digits: 8x8 pixels, Linf 0.15, a small CNN with batch norm."""
     cpu = {
         "data": "digits", "network": "digits_bn_cnn", "eps": 0.15, "attack": "pgd(linf(0.15), steps=5)", "epochs": 25,
-        "batch": 100, "optimizer": "sgd(0.1)", "schedule": "cosine", "train": 1197, "test": 600, "attacked": 400,
+        "batch": 100, "optimizer": "sgd(0.1)", "schedule": "cosine", "train": 1200, "test": 500, "attacked": 400,
     }  # fmt: skip
     cpu |= changes
     smoke = cpu | {"epochs": max(2, cpu["epochs"] // 5), "test": 200, "attacked": 60, "queries": 200}
