@@ -1,6 +1,6 @@
 """Several detectors of one model, scored in one forward pass."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from withstand.errors import bad
 from withstand.models.state import frozen
+from withstand.models.taps import head
 from withstand.protocols import Target
 
 
@@ -80,33 +81,6 @@ def penultimate(target: Target, x: Tensor) -> Tensor:
     with torch.no_grad(), frozen(module), _reading(head(module, x[:1]), read, "penultimate"):
         target(x)
     return read["penultimate"]
-
-
-def head(module: nn.Module, x: Tensor) -> nn.Module:
-    """The layer that makes the logits: what timm's `get_classifier` names, else the last linear layer that a forward pass
-    of x calls, else the last convolution (networks that end in a pool). Raises BadInput where there is none of them.
-    """
-    for part in module.modules():
-        if callable(getter := getattr(part, "get_classifier", None)):
-            named = getter()
-            if isinstance(named, (nn.Linear, nn.Conv2d)):
-                return named
-    called: dict[type, nn.Module] = {}
-
-    def noting(kind: type) -> Callable[[nn.Module, Any], None]:
-        return lambda part, _: called.update({kind: part})
-
-    with ExitStack() as stack:
-        for part in module.modules():
-            for kind in (nn.Linear, nn.Conv2d):
-                if isinstance(part, kind):
-                    stack.callback(part.register_forward_pre_hook(noting(kind)).remove)
-        stack.enter_context(torch.no_grad())
-        stack.enter_context(frozen(module))
-        module(x)
-    if not called:
-        raise bad("model", type(module).__name__, "a model with a linear layer or a convolution before its logits")
-    return called.get(nn.Linear, called.get(nn.Conv2d))  # type: ignore[return-value]
 
 
 @contextmanager
