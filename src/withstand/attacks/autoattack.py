@@ -122,11 +122,11 @@ class AutoAttack(Attack):
                 if len(rows):
                     own = replace(attack, threat=self.threat.take(rows))
                     found = own.run(call if twin is None else twin, x[rows], y[rows], ids=ids[rows], **now)
-                    hit = found.success.nonzero().flatten()
-                    if len(hit):  # the model itself has the last word
-                        judged = look.run(call, found.x_adv[hit], y[rows[hit]], ids=ids[rows[hit]], **now)
-                        tally.broke(rows[hit], found.x_adv[hit], judged, found.cost_at_success[hit], position)
-                    tally.spent(rows, found)
+                    lost = self._judge(call, look, tally, rows, found, position, ids, now)
+                    if twin is not None and len(lost):  # points of the copy only: search the model itself
+                        own = replace(attack, threat=self.threat.take(lost))
+                        found = own.run(call, x[lost], y[lost], ids=ids[lost], **now)
+                        self._judge(call, look, tally, lost, found, position, ids, now)
                 accuracy[name] = tally.accuracy
                 if progress is not None:
                     progress(len(x) * position // len(attacks))
@@ -140,6 +140,18 @@ class AutoAttack(Attack):
             "flags": flags + self._flags_after(accuracy, int(tally.vanishing.sum())),
         }
         return tally.result(self.threat, notes)
+
+    def _judge(
+        self, call: Any, look: "_Look", tally: "_Tally", rows: Tensor, found: AttackResult, position: int, ids: Tensor,
+        now: dict[str, Any],
+    ) -> Tensor:  # fmt: skip
+        """The model itself has the last word on what was found for some rows; returns those whose point it refuses."""
+        hit = found.success.nonzero().flatten()
+        if len(hit):
+            judged = look.run(call, found.x_adv[hit], tally.y[rows[hit]], ids=ids[rows[hit]], **now)
+            tally.broke(rows[hit], found.x_adv[hit], judged, found.cost_at_success[hit], position)
+        tally.spent(rows, found)
+        return rows[hit][tally.stands[rows[hit]]]
 
     def _flags_before(
         self, call: Any, look: "_Look", x: Tensor, logits: Tensor, seed: int, context: dict[str, Any]

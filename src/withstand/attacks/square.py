@@ -26,7 +26,8 @@ class Square(Attack):
     L2: start from a tiling of signed bumps; each proposal moves the energy of two windows into one of them, as a new
     bump on top of what it holds. L1: as for L2, with steeper bumps (nested rectangles weighted 1 / j^4) and absolute values
     for squares; the window then gets channels times what it needs, and the nearest point of the ball inside the box is
-    taken, so that small changes give way to large ones. A proposal is kept where the objective rises or the goal is reached. The side of a
+    taken, so that small changes give way to large ones. A proposal is kept where the objective rises or the goal is
+    reached. The side of a
     square is sqrt(p h w); p falls from `share` by halves as queries are spent.
 
     threat: linf, l2 or l1. queries: proposals after the start. share: p at first. rescale: stretch the schedule of p, made

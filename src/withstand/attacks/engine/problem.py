@@ -1,5 +1,6 @@
 """One block of examples under attack: everything that a search may ask, and everything that is remembered for it."""
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, Literal
@@ -14,6 +15,11 @@ from withstand.random import Rows
 from withstand.threats import Box, Threat, per_row
 
 Point = Tensor | dict[str, Tensor]
+MASKED = (
+    "the model's gradient is NaN or infinite where its logits are finite; such entries count as zero. The attack is blind "
+    "there, and its failure is no sign of robustness: look for a root, logarithm or norm at zero, or take an attack that "
+    "needs no gradient, e.g. square."
+)
 
 
 class Problem:
@@ -173,7 +179,7 @@ class Problem:
         if isinstance(z, dict) and self.parameterisation is not None:
             found = self._through(leaves)
         else:
-            found = {"x": self._oracle(leaves["x"], self.rows, self.steps)[0]}
+            found = {"x": self._through_views(leaves["x"])[0]}
             if self._viewed and (self.active or self.keep == "best"):
                 self.look(leaves["x"])
         self.steps += 1
@@ -193,7 +199,7 @@ class Problem:
         it in the end; "nothing" is for points outside the set.
         """
         self._remembers = remember
-        gradient, value = self._oracle(z, self.rows, self.steps)
+        gradient, value = self._through_views(z)
         self.steps += 1
         if self._viewed and (self.active or self.keep == "best"):
             self.look(z)
@@ -226,12 +232,16 @@ class Problem:
             return torch.zeros(len(seen.input), dtype=torch.bool, device=self.x.device)
         return self.criterion(seen, self.y_alive, self.state)
 
-    def confirm(self, model: Callable[[Tensor], Any]) -> None:
-        """Let another model judge the points that reached the goal: the one that the searched one stood for."""
-        self.model = model
+    def confirm(self, model: Callable[[Tensor], Any]) -> Tensor:
+        """Let another model judge the points that reached the goal: the one that the searched one stood for.
+
+        Returns which rows of the block lost their point by that, bool [N].
+        """
+        self.model, before = model, self.won.clone()
         self._select(self.won.nonzero().flatten())
         if not self.finished:
             self.won[self.alive] = self.broken(self.peek(self.best[self.alive])[0])
+        return before & ~self.won
 
     def passes(self, forwards: int = 0, backwards: int = 0) -> None:
         """Count passes that the search made itself on the alive rows."""
@@ -342,18 +352,29 @@ class Problem:
         self._refuse_nan(seen, value)
         if not self._viewed:
             self._remember(self.alive, x.detach(), seen, value.detach(), self.state)
-        return gradient, value.detach()
+        return self._usable(gradient), value.detach()
+
+    def _through_views(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        gradient, value = self._oracle(x, self.rows, self.steps)
+        return self._usable(gradient) if self._viewed else gradient, value
+
+    def _usable(self, gradient: Tensor) -> Tensor:
+        """The gradient with zeros for what is not finite, said once: one NaN would carry the whole point away."""
+        if bool(torch.isfinite(gradient.sum())) or bool(torch.isfinite(gradient).all()):
+            return gradient
+        warnings.warn(MASKED, RuntimeWarning, stacklevel=2)
+        return torch.where(torch.isfinite(gradient), gradient, 0.0)
 
     def _through(self, z: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Gradients with respect to the leaves: through the views to the input, then back through the decoder."""
         leaves = {name: leaf.detach().requires_grad_(True) for name, leaf in z.items()}
         with torch.enable_grad():
             points = self.parameterisation.decode(leaves, self.x_alive)
-        gradient, _ = self._oracle(points.detach(), self.rows, self.steps)
+        gradient, _ = self._through_views(points.detach())
         if self._viewed and (self.active or self.keep == "best"):
             self.look(points.detach())
         found = torch.autograd.grad(points, list(leaves.values()), gradient, allow_unused=True)
-        return {k: torch.zeros_like(v) if g is None else g for (k, v), g in zip(leaves.items(), found)}
+        return {k: torch.zeros_like(v) if g is None else self._usable(g) for (k, v), g in zip(leaves.items(), found)}
 
     def _see(self, points: Tensor) -> Seen:
         features: dict[str, Tensor] = {}
