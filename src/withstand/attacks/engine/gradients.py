@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from withstand.attacks.engine.problem import Problem, needs_gradient
+from withstand.attacks.engine.outputs import needs_gradient, usable
+from withstand.attacks.engine.problem import Problem
 
 
 def gradients_of(p: Problem, z: Tensor, parts: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
@@ -31,4 +32,4 @@ def each_gradient(p: Problem, z: Tensor, parts: Callable[[Tensor], Tensor]) -> I
         p._remember(p.alive, z, seen, p.objective(seen, p.y_alive, p.state), p.state)
     for i, column in enumerate(columns):
         (gradient,) = torch.autograd.grad(column, point, retain_graph=i < len(columns) - 1)
-        yield values[:, i].detach(), p._usable(gradient)
+        yield values[:, i].detach(), usable(gradient)
