@@ -87,6 +87,7 @@ WEIGHTS = [
     pytest.param("cifar_resnet4b", "cifar10_resnet4b_adv.pth", CIFAR, 2 / 255, marks=pytest.mark.slow),
     pytest.param("cifar_resnet20", "cifar10_resnet20.pth", CIFAR, 0.5 / 255, marks=pytest.mark.slow),
     pytest.param("cifar_resnet20", "cifar10_resnet20.pth", CIFAR, 8 / 255, marks=pytest.mark.slow),
+    pytest.param("cifar_resnet56", "cifar10_resnet56.pth", CIFAR, 1 / 255, marks=pytest.mark.slow),
 ]
 
 
