@@ -61,7 +61,8 @@ class Confident:
 
 
 def best_other(logits: Tensor, y: Tensor) -> Tensor:
-    """The largest logit of a class other than y, [N]."""
+    """The largest logit of a class other than y, [N]; needs two classes."""
+    _need_classes("margin", logits, 2)
     values, classes = logits.topk(2, dim=1)
     return torch.where(classes[:, 0] == y, values[:, 1], values[:, 0])
 

@@ -40,7 +40,8 @@ def test_the_versions_are_the_released_ones():
     assert list(rand) == ["apgd-ce", "apgd-dlr"]
     assert all(a.views[0].samples == 20 and isinstance(a, APGD) for a in rand.values())
     sparse = AutoAttack(ws.L1(12)).attacks(10)
-    assert list(sparse) == ["apgd-ce", "apgd-t", "fab-t"]
+    assert list(sparse) == ["apgd-ce", "apgd-t", "fab-t", "square"]
+    assert sparse["square"] == Square(ws.L1(12), 5000, rescale=False)
     assert (sparse["apgd-ce"].restarts, sparse["apgd-ce"].larger_eps, sparse["apgd-t"].targets) == (5, True, 5)
 
 

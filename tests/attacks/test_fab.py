@@ -124,3 +124,41 @@ def test_restarts_find_boundaries_that_cannot_be_seen_from_the_point_itself():
 def test_bad_settings_are_refused(build, said):
     with pytest.raises(BadInput, match=said):
         build()
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_the_closest_plane_is_that_of_all_gradients_at_once(norm, net, points):
+    from withstand.attacks.engine import Problem
+    from withstand.attacks.engine.gradients import gradients_of
+
+    x, y = points
+    threat, dual = NORMS[norm]
+    attack = FAB(threat())
+    p = attack.problem(model=net, x=x, y=y, rows=Rows.count(0, len(x)), threat=threat(), nearest=True)
+    assert isinstance(p, Problem)
+    values, slopes = gradients_of(p, x, lambda z: z - z.gather(1, y[:, None]))
+    away = values.abs() / torch.linalg.vector_norm(slopes.flatten(2), ord=dual, dim=2)
+    k = away.scatter(1, y[:, None], torch.inf).argmin(1)
+    value, slope = attack._closest(p, x)
+    rows = torch.arange(len(x))
+    assert len(k.unique()) > 1
+    assert torch.equal(value, values[rows, k])
+    assert torch.equal(slope, slopes[rows, k])
+
+
+def test_the_gradients_of_the_classes_are_never_held_together(monkeypatch, net, points):
+    import weakref
+
+    x, y = points
+    held, most, inner = [], [], torch.autograd.grad
+
+    def grad(*args, **more):
+        found = inner(*args, **more)
+        held.append(weakref.ref(found[0]))
+        most.append(sum(h() is not None for h in held))
+        return found
+
+    monkeypatch.setattr(torch.autograd, "grad", grad)
+    FAB(ws.L2(), steps=2).run(net, x, y)
+    assert len(held) >= 10
+    assert max(most) <= 2

@@ -19,7 +19,7 @@ def problem(net, points, threat):
     return Problem(net, x, y, Rows.count(0, len(x)), threat=threat, objective=Margin())
 
 
-@pytest.mark.parametrize("threat", [ws.Linf(0.05), ws.L2(0.3)], ids=repr)
+@pytest.mark.parametrize("threat", [ws.Linf(0.05), ws.L2(0.3), ws.L1(1.0)], ids=repr)
 def test_acceptance_never_lowers_the_objective(threat, net, points):
     x, y = points
     last = None
@@ -66,17 +66,23 @@ def test_a_proposal_sets_one_square_of_every_channel_to_a_corner(net):
     assert torch.equal(settled[~kept], before[~kept])
 
 
-def test_the_bumps_are_nested_rectangles_of_opposite_halves():
+@pytest.mark.parametrize("order", [1, 2])
+def test_the_bumps_are_nested_rectangles_of_opposite_halves(order):
+    def norm(v):
+        return np.linalg.norm(v.ravel(), order)
+
     for s in (1, 2, 3, 4, 5, 6, 9):
         expected = np.zeros((s, s))
         for top, rows, sign in ((0, s // 2, 1), (s // 2, s - s // 2, -1)):
             hill = np.zeros((rows, s))
             for j in range(max(rows // 2, s // 2) + 1):
                 r0, c0 = rows // 2 - j, s // 2 - j
-                hill[max(r0, 0) : r0 + 2 * j + 1, max(c0, 0) : c0 + 2 * j + 1] += 1 / (j + 1) ** 2
-            expected[top : top + rows] = sign * hill / max(np.linalg.norm(hill), 1e-12)
-        expected /= np.linalg.norm(expected)
-        found = _bumps(s, torch.float64, torch.device("cpu")).numpy()
+                hill[max(r0, 0) : r0 + 2 * j + 1, max(c0, 0) : c0 + 2 * j + 1] += 1 / (j + 1) ** (
+                    2 if order == 2 else 4
+                )
+            expected[top : top + rows] = sign * hill / max(norm(hill), 1e-12)
+        expected /= norm(expected)
+        found = _bumps(s, torch.float64, torch.device("cpu"), order).numpy()
         np.testing.assert_allclose(found[0].reshape(s, s), expected, atol=1e-12)
         np.testing.assert_allclose(found[1].reshape(s, s), expected.T, atol=1e-12)
 
@@ -130,6 +136,51 @@ def test_an_l2_proposal_moves_the_energy_of_two_windows_into_the_first():
         assert torch.allclose(found[i], (x[i] + delta * eps / delta.norm()).clamp(0, 1), atol=1e-9)
 
 
+@pytest.mark.parametrize("middle", [0.5, 0.02])
+def test_an_l1_proposal_gives_the_first_window_what_both_held_and_projects(middle):
+    """A naive transcription for one image and channel by channel; near a bound of the box as well."""
+    eps, s, size = 2.0, 3, 8
+    x = torch.full((4, 2, size, size), middle, dtype=torch.float64)
+    p = Problem(
+        lambda z: z.mean((2, 3)), x, torch.zeros(4).long(), Rows.count(0, 4), threat=ws.L1(eps), objective=Margin()
+    )
+    moves = _Windows(p)
+    z = p.project(x + 0.03 * p.rows.normal((2, size, size), "z", dtype=torch.float64))
+    draw = p.rows.uniform((moves.numbers,), "draw")
+    found, _ = moves.propose(z, 9 / 64, draw)
+    bumps = _bumps(s, torch.float64, torch.device("cpu"), 1).reshape(2, s, s)
+    wanted = []
+    for i in range(4):
+        delta = (z - x)[i].clone()
+        (a, b), (c, d) = ([int(v * (size - s)) for v in draw[i, j : j + 2]] for j in (0, 2))
+        mask = torch.zeros(size, size, dtype=torch.bool)
+        mask[a : a + s, b : b + s] = mask[c : c + s, d : d + s] = True
+        total, new = float(delta.abs().sum()), []
+        for channel in range(2):
+            sign = -1 if draw[i, 5 + channel] < 0.5 else 1
+            old = delta[channel, a : a + s, b : b + s]
+            bump = bumps[int(draw[i, 4] < 0.5)] * sign + old / old.abs().sum()
+            amount = max(eps - total, 0) / 2 + float(delta[channel][mask].abs().sum())
+            new.append(bump / bump.abs().sum() * amount * 2)
+        delta[:, c : c + s, d : d + s] = 0
+        delta[:, a : a + s, b : b + s] = torch.stack(new)
+        wanted.append(x[i] + delta)
+    assert torch.allclose(found, p.project(torch.stack(wanted)), atol=1e-9)
+    assert p.threat.contains(x, found).all()
+    assert not torch.allclose(found, z, atol=1e-3)
+
+
+def test_the_l1_form_stays_in_ball_and_box_and_beats_noise(net, points):
+    x, y = points
+    threat = ws.L1(1.0)
+    found = Square(threat, queries=200).run(net, x, y)
+    assert threat.contains(x, found.x_adv).all()
+    assert float(found.x_adv.min()) >= 0
+    assert float(found.x_adv.max()) <= 1
+    assert found.success.sum() >= ws.attacks.Noise(threat, samples=201).run(net, x, y).success.sum() + 5
+    assert (found.backwards == 0).all()
+
+
 def test_the_schedule_halves_the_share_as_queries_are_spent():
     raw, scaled = Square(rescale=False), Square(queries=5000)
     expected = {0: 1, 10: 1, 11: 2, 51: 4, 201: 8, 501: 16, 1001: 32, 2001: 64, 4001: 128, 4999: 128}
@@ -162,7 +213,7 @@ def test_no_gradient_is_needed_and_any_callable_will_do(net, points):
 @pytest.mark.parametrize(
     ("build", "said"),
     [
-        (lambda: Square(ws.L1(1.0)), "linf or l2"),
+        (lambda: Square(ws.L0(1.0)), "linf, l2 or l1"),
         (lambda: Square(ws.Linf()), "radius"),
         (lambda: Square(queries=-1), "queries"),
         (lambda: Square(share=0.0), "share"),
@@ -178,7 +229,7 @@ def test_inputs_that_are_no_images_are_refused():
         Square()(torch.nn.Linear(4, 3), torch.rand(2, 4), torch.zeros(2).long())
 
 
-@pytest.mark.parametrize("threat", [ws.Linf(0.1), ws.L2(0.7)], ids=repr)
+@pytest.mark.parametrize("threat", [ws.Linf(0.1), ws.L2(0.7), ws.L1(3.0)], ids=repr)
 def test_the_memory_format_of_the_images_changes_nothing(threat):
     rows = Rows.count(0, 6)
     x = rows.uniform((3, 8, 8), "x")

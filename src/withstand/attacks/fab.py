@@ -8,7 +8,7 @@ from torch import Tensor
 
 from withstand.attacks.apgd import needs_ranks, ranks
 from withstand.attacks.engine import Attack, Problem
-from withstand.attacks.engine.gradients import gradients_of
+from withstand.attacks.engine.gradients import each_gradient
 from withstand.attacks.hyperplane import to_hyperplane
 from withstand.errors import bad
 from withstand.objectives import Margin, TargetedDifference, at
@@ -64,14 +64,26 @@ class FAB(Attack):
                 break
             z = p.x_alive if restart == 0 else self._random(p, restart)
             for _ in range(self.steps):
-                values, slopes = gradients_of(p, z, partial(_differences, y=p.y_alive))
-                size = torch.linalg.vector_norm(slopes.flatten(2), ord=_DUAL[type(self.threat)], dim=2)
-                away = (values.abs() / size.clamp_min(1e-12)).scatter(1, p.y_alive[:, None], torch.inf)
-                rows, k = torch.arange(len(z), device=z.device), away.argmin(1)
-                z = forward_and_back(p, z, values[rows, k], slopes[rows, k], self)
+                value, slope = self._closest(p, z)
+                z = forward_and_back(p, z, value, slope, self)
                 if p.finished:
                     break
         return z
+
+    def _closest(self, p: Problem, z: Tensor) -> tuple[Tensor, Tensor]:
+        """The difference [A] and its gradient [A, ...] of the class whose linearised boundary is closest to z.
+
+        One class after the other: all gradients of 1,000 classes would be a thousand times the batch.
+        """
+        least = torch.full((len(z),), torch.inf, dtype=z.dtype, device=z.device)
+        value, slope = torch.zeros_like(least), torch.zeros_like(z)
+        for k, (f, w) in enumerate(each_gradient(p, z, partial(_differences, y=p.y_alive))):
+            size = torch.linalg.vector_norm(w.flatten(1), ord=_DUAL[type(self.threat)], dim=1)
+            away = torch.where(p.y_alive == k, torch.inf, f.abs() / size.clamp_min(1e-12))
+            closer = away < least
+            least, value = torch.where(closer, away, least), torch.where(closer, f, value)
+            slope = torch.where(per_row(closer, z), w, slope)
+        return value, slope
 
     def _random(self, p: Problem, restart: int) -> Tensor:
         """A random point at half the radius, or at half the distance found so far where there is no radius."""

@@ -12,7 +12,7 @@ from withstand.attacks.engine import Attack, Point, Problem
 from withstand.errors import bad
 from withstand.objectives import Margin, ObjectiveField
 from withstand.registry import component
-from withstand.threats import L2, Linf, ThreatField, clip, per_row
+from withstand.threats import L1, L2, Linf, ThreatField, clip, per_row
 
 _CHUNK = 64  # proposals whose random numbers are drawn together
 Settle = Callable[[Tensor], Tensor]
@@ -24,10 +24,13 @@ class Square(Attack):
 
     Linf: start from vertical stripes of +-eps; each proposal sets one square to x + eps or x - eps, channel by channel.
     L2: start from a tiling of signed bumps; each proposal moves the energy of two windows into one of them, as a new
-    bump on top of what it holds. A proposal is kept where the objective rises or the goal is reached. The side of a
+    bump on top of what it holds. L1: as for L2, with steeper bumps (nested rectangles weighted 1 / j^4) and absolute values
+    for squares; the window then gets channels times what it needs, and the nearest point of the ball inside the box is
+    taken, so that small changes give way to large ones. A proposal is kept where the objective rises or the goal is
+    reached. The side of a
     square is sqrt(p h w); p falls from `share` by halves as queries are spent.
 
-    threat: linf or l2. queries: proposals after the start. share: p at first. rescale: stretch the schedule of p, made
+    threat: linf, l2 or l1. queries: proposals after the start. share: p at first. rescale: stretch the schedule of p, made
     for 10,000 queries, to `queries` (AutoAttack leaves it as it is). objective: what is increased, from scores.
 
     The official code shares position and signs of a proposal among the images of a batch; here each image has its own
@@ -35,7 +38,8 @@ class Square(Attack):
     that fit.
 
     Reference: Andriushchenko, Croce, Flammarion, Hein, "Square Attack: a query-efficient black-box adversarial attack
-    via random search", 2020, arXiv 1912.00049.
+    via random search", 2020, arXiv 1912.00049. The L1 form: Croce, Hein, "Mind the box: l1-APGD for sparse adversarial
+    attacks on image classifiers", 2021, arXiv 2103.01208, and the authors' code for AutoAttack.
     """
 
     threat: ThreatField = Linf(8 / 255)
@@ -48,8 +52,8 @@ class Square(Attack):
     prepares: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if not isinstance(self.threat, (Linf, L2)) or self.threat.eps is None:
-            raise bad("threat", repr(self.threat), "linf or l2 with a radius, e.g. linf(8/255)")
+        if not isinstance(self.threat, (Linf, L2, L1)) or self.threat.eps is None:
+            raise bad("threat", repr(self.threat), "linf, l2 or l1 with a radius, e.g. linf(8/255)")
         if self.queries < 0:
             raise bad("queries", self.queries, "a whole number >= 0")
         if not 0 < self.share <= 1:
@@ -130,10 +134,13 @@ class _Squares:
 
 
 class _Windows:
-    """L2: the perturbation always has length eps before it is moved into the box."""
+    """L2: the perturbation always has length eps before it is moved into the box. L1: it is projected onto the ball inside
+    the box. An energy is a sum of squares (L2) or of absolute values (L1); a length is its root (itself)."""
 
     def __init__(self, p: Problem) -> None:
         self.p, self.numbers = p, 5 + p.x.shape[1]
+        self.order = 1 if isinstance(p.threat, L1) else 2
+        self.energy, self.root = (Tensor.abs, Tensor.clone) if self.order == 1 else (Tensor.square, Tensor.sqrt)
 
     def start(self) -> Tensor:
         """A tiling of bumps, each with its own sign and orientation."""
@@ -143,7 +150,7 @@ class _Windows:
         rows, columns = h // s, w // s
         tall = self.p.rows.uniform((rows, columns), "square/tall") < 0.5
         signs = self.p.rows.signs((c, rows, columns), "square/start", dtype=x.dtype)
-        bumps = _bumps(s, x.dtype, x.device)[tall.long()].reshape(n, 1, rows, columns, s, s)
+        bumps = _bumps(s, x.dtype, x.device, self.order)[tall.long()].reshape(n, 1, rows, columns, s, s)
         tiles = (bumps * signs[..., None, None]).transpose(3, 4).reshape(n, c, rows * s, columns * s)
         delta = torch.zeros_like(x)
         top, left = (h - rows * s) // 2, (w - columns * s) // 2
@@ -158,22 +165,25 @@ class _Windows:
         first = _window(z, s, draw[:, 0], draw[:, 1]).flatten(1)
         second = _window(z, s, draw[:, 2], draw[:, 3]).flatten(1)
         delta = (z - x).flatten(1)
-        spare = (self.p.threat.radius(x) ** 2 - delta.square().sum(1)).clamp_min(0)[:, None] / c
+        spare = (self.p.threat.radius(x) ** self.order - self.energy(delta).sum(1)).clamp_min(0)[:, None] / c
         held = delta.gather(1, first).reshape(len(z), c, s * s)
-        energy = held.square().sum(2)
+        energy = self.energy(held).sum(2)
         delta.scatter_(1, first, 0.0)
-        other = delta.gather(1, second).reshape(len(z), c, s * s).square().sum(2)
+        other = self.energy(delta.gather(1, second).reshape(len(z), c, s * s)).sum(2)
         delta.scatter_(1, second, 0.0)
-        bump = _bumps(s, x.dtype, x.device)[(draw[:, 4] < 0.5).long()][:, None]
+        bump = _bumps(s, x.dtype, x.device, self.order)[(draw[:, 4] < 0.5).long()][:, None]
         signs = torch.where(draw[:, 5:] < 0.5, -1.0, 1.0).to(x.dtype)[:, :, None]
-        new = bump * signs + held / (energy.sqrt()[:, :, None] + 1e-12)
-        length = (spare + energy + other).sqrt() / (new.norm(dim=2) + 1e-12)
+        new = bump * signs + held / (self.root(energy)[:, :, None] + 1e-12)
+        length = self.root(spare + energy + other) / (new.norm(self.order, dim=2) + 1e-12)
+        length = length * c if self.order == 1 else length
         delta.scatter_(1, first, (new * length[:, :, None]).flatten(1))
         candidate = self._place(delta.reshape(z.shape))
         return candidate, lambda kept: torch.where(per_row(kept, z), candidate, z)
 
     def _place(self, delta: Tensor) -> Tensor:
         x = self.p.x_alive
+        if self.order == 1:
+            return self.p.project(x + delta)
         length = self.p.threat.radius(x) / (delta.flatten(1).norm(dim=1) + 1e-12)
         return clip(torch.addcmul(x, delta, per_row(length, x)), self.p.box)
 
@@ -197,19 +207,19 @@ def _offsets(c: int, h: int, w: int, s: int, device: torch.device) -> Tensor:
 
 
 @cache
-def _bumps(s: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Both orientations of the unit bump, [2, s * s]: two halves of opposite sign."""
-    upper, lower = _hill(s // 2, s), _hill(s - s // 2, s)
+def _bumps(s: int, dtype: torch.dtype, device: torch.device, order: int = 2) -> Tensor:
+    """Both orientations of the bump of unit norm, [2, s * s]: two halves of opposite sign."""
+    upper, lower = _hill(s // 2, s, order), _hill(s - s // 2, s, order)
     bump = torch.cat([upper, -lower])
-    bump = bump / bump.norm()
+    bump = bump / bump.norm(order)
     return torch.stack([bump.flatten(), bump.T.flatten()]).to(device, dtype)
 
 
-def _hill(rows: int, columns: int) -> Tensor:
-    """The sum of nested rectangles weighted 1 / j^2, j = 1 for the innermost, with unit norm."""
+def _hill(rows: int, columns: int, order: int) -> Tensor:
+    """The sum of nested rectangles weighted 1 / j^2 (1 / j^4 for order 1), j = 1 for the innermost, with unit norm."""
     middle, centre = rows // 2, columns // 2
     ring = torch.maximum((torch.arange(rows) - middle).abs()[:, None], (torch.arange(columns) - centre).abs()[None])
-    weights = 1 / torch.arange(1, max(middle, centre) + 2, dtype=torch.float64) ** 2
+    weights = 1 / torch.arange(1, max(middle, centre) + 2, dtype=torch.float64) ** (4 if order == 1 else 2)
     outwards = weights.flip(0).cumsum(0).flip(0)  # a value of ring m lies in the rectangles m, m + 1, ...
     hill = outwards[ring]
-    return hill / hill.norm().clamp_min(1e-12)
+    return hill / hill.norm(order).clamp_min(1e-12)

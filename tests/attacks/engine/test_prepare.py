@@ -128,3 +128,52 @@ def test_a_call_that_rounds_to_8_bits_before_the_module_is_seen_even_on_8_bit_im
         return net(z + ((z * 255).round() / 255 - z).detach())
 
     assert prepared(rounding, net, images) is None
+
+
+class Shifted(nn.Module):
+    """A copy that finds one class likelier than the model does, so that what breaks it does not yet break the model."""
+
+    def __init__(self, net, y, shift):
+        super().__init__()
+        self.net, self.shift = net, shift * nn.functional.one_hot(y[0], 5)
+
+    def forward(self, z):
+        return self.net(z) - self.shift
+
+
+@pytest.mark.parametrize(
+    "attack", [ws.attacks.APGD(ws.Linf(0.1), steps=20), ws.attacks.FAB(ws.L2(), steps=10)], ids=repr
+)
+def test_a_point_that_the_model_does_not_confirm_is_searched_again_on_the_model(attack, net, points, monkeypatch):
+    from withstand.attacks.engine import run
+
+    x, y = points
+    monkeypatch.setattr(run, "prepared", lambda call, module, x: None)
+    alone = attack.run(net, x, y)
+    twin = Shifted(net, y, 50.0)  # breaks on the clean point itself: no point of it holds
+    monkeypatch.setattr(run, "prepared", lambda call, module, x: twin)
+    found = attack.run(net, x, y)
+    same = y == y[0]
+    assert alone.success[same].any()
+    assert torch.equal(found.success[same], alone.success[same])
+    assert torch.allclose(found.x_adv[same], alone.x_adv[same], atol=1e-9)
+    assert (found.forwards[same] > alone.forwards[same]).all()
+    with torch.no_grad():
+        assert torch.equal((net(found.x_adv).argmax(1) != y) & found.success, found.success)
+
+
+def test_autoattack_searches_the_model_itself_where_the_copy_deceived(net, points, monkeypatch):
+    from withstand.attacks import autoattack
+    from withstand.attacks.engine import run
+
+    x, y = points
+    attack = ws.attacks.AutoAttack(ws.Linf(0.05), steps=10, queries=20)
+    monkeypatch.setattr(run, "prepared", lambda *_: None)
+    monkeypatch.setattr(autoattack, "prepared", lambda *_: None)
+    alone = attack.run(net, x, y)
+    monkeypatch.setattr(autoattack, "prepared", lambda *_: Shifted(net, y, 50.0))
+    found = attack.run(net, x, y)
+    same = y == y[0]
+    assert alone.success[same].any()
+    assert torch.equal(found.success[same], alone.success[same])
+    assert torch.allclose(found.x_adv[same], alone.x_adv[same], atol=1e-9)

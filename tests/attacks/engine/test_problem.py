@@ -82,3 +82,43 @@ def test_a_model_that_cuts_the_gradient_is_refused_with_advice(attack, net, poin
     x, y = points
     with pytest.raises(BadInput, match=r"without a gradient.*BPDA"):
         attack.run(lambda z: net(z.detach()), x, y)
+
+
+class Root(nn.Module):
+    """Finite logits, and a gradient that is NaN where the first value has not moved from 0.5."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, z):
+        still = (z.flatten(1)[:, :1] - 0.5) * 0
+        return self.net(z) + still.abs().sqrt()
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [A.PGD(ws.Linf(0.1), steps=3), A.APGD(ws.L2(0.5), steps=5), FAB(steps=3), DeepFool(steps=3), A.FABT(steps=3)],
+    ids=lambda a: a.component_name,
+)
+def test_a_gradient_that_is_no_number_counts_as_zero_and_is_told_once(attack, net, points):
+    x, y = points
+    with pytest.warns(RuntimeWarning, match="NaN or infinite") as told:
+        found = attack.run(Root(net), x, y)
+    assert len({str(w.message) for w in told}) == 1
+    assert torch.isfinite(found.x_adv).all()
+    if attack.nearest:  # these have no random start
+        assert torch.equal(found.x_adv[:, 0, 0, 0], x[:, 0, 0, 0])
+    assert found.success.any()  # the other values still have their gradient
+
+
+def test_a_finite_gradient_is_told_nothing_about(net, points, recwarn):
+    A.PGD(ws.Linf(0.1), steps=3).run(net, *points)
+    assert not [w for w in recwarn if issubclass(w.category, RuntimeWarning)]
+
+
+@pytest.mark.parametrize("objective", ["margin", "dlr"])
+def test_a_model_of_one_class_is_refused(objective):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 1))
+    with pytest.raises(BadInput, match=f"1 classes.*for (margin|{objective})"):
+        A.PGD(ws.Linf(0.1), objective=objective).run(model, torch.rand(3, 1, 2, 2), torch.zeros(3).long())

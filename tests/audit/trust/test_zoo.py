@@ -15,16 +15,23 @@ def raised(done):
     return {flag.name: flag for flag in done.findings.flags if flag.level != "pass"}
 
 
-def flags_of(run, arrays, module, settings=f"trust(linf({zoo.RADIUS}))", start=0):
+def flags_of(run, arrays, module, settings=f"trust(linf({zoo.RADIUS}))", start=0, surrogate=None):
+    """surrogate: a network whose points are tried as well, on 64 examples."""
     *_, x, y = zoo.digits()
     data = arrays(x[start:], y[start:])
-    return raised(run(settings, TorchTarget(module, "zoo", data.space), data))
+    target, others = TorchTarget(module, "zoo", data.space), {}
+    if surrogate is not None:
+        given = {"surrogate": TorchTarget(surrogate, "surrogate", data.space)}
+        transfer = f"transfer({settings[settings.index('(') + 1 : settings.index(')')]}))"
+        others = {"transfer": run(transfer, target, arrays(data.x[:64], data.y[:64]), given).table}
+    return raised(run(settings, target, data, others=others))
 
 
 @pytest.mark.parametrize("defence", zoo.DEFENCES)
 def test_a_broken_defence_is_flagged(defence, run, arrays, plain):
     make, expected = zoo.DEFENCES[defence]
-    found = flags_of(run, arrays, make(plain.model), QUICK)
+    surrogate = zoo.plain(5) if "transfer beats white box" in expected else None
+    found = flags_of(run, arrays, make(plain.model), QUICK, surrogate=surrogate)
     assert expected <= found.keys(), {name: flag.evidence for name, flag in found.items()}
     assert all(found[name].advice and found[name].explanation for name in expected)
 
@@ -35,7 +42,8 @@ def test_a_broken_defence_is_flagged(defence, run, arrays, plain):
 def test_a_broken_defence_is_flagged_whatever_the_seed(defence, seed, run, arrays):
     make, expected = zoo.DEFENCES[defence]
     base = zoo.winners(seed) if defence == "k winners take all" else make(zoo.plain(seed))
-    found = flags_of(run, arrays, base)
+    surrogate = zoo.plain(seed + 10) if "transfer beats white box" in expected else None
+    found = flags_of(run, arrays, base, surrogate=surrogate)
     assert expected <= found.keys(), {name: flag.evidence for name, flag in found.items()}
 
 
@@ -43,6 +51,12 @@ def test_a_broken_defence_is_flagged_whatever_the_seed(defence, seed, run, array
 def test_no_sound_model_is_flagged(settings, run, digits, plain, hardened):
     for target in (plain, hardened):
         found = raised(run(settings, target, digits))
+        assert not found, {name: flag.evidence for name, flag in found.items()}
+
+
+def test_no_sound_model_is_flagged_for_what_transfers_to_it(run, arrays):
+    for make in (zoo.plain, zoo.hardened):
+        found = flags_of(run, arrays, make(1), QUICK, surrogate=zoo.plain(5))
         assert not found, {name: flag.evidence for name, flag in found.items()}
 
 
@@ -73,6 +87,7 @@ WEIGHTS = [
     pytest.param("cifar_resnet4b", "cifar10_resnet4b_adv.pth", CIFAR, 2 / 255, marks=pytest.mark.slow),
     pytest.param("cifar_resnet20", "cifar10_resnet20.pth", CIFAR, 0.5 / 255, marks=pytest.mark.slow),
     pytest.param("cifar_resnet20", "cifar10_resnet20.pth", CIFAR, 8 / 255, marks=pytest.mark.slow),
+    pytest.param("cifar_resnet56", "cifar10_resnet56.pth", CIFAR, 1 / 255, marks=pytest.mark.slow),
 ]
 
 

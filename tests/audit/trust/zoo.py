@@ -220,6 +220,34 @@ def only_on_the_grid(x: Tensor) -> Tensor:
     return copy
 
 
+def near_only(model: nn.Module) -> nn.Module:
+    """Takes a change of more than 0.07 for an attack, and answers for the nearest image it knows; smaller changes, which
+    every larger radius holds, go through."""
+
+    def undone(x: Tensor) -> Tensor:
+        *_, known, _ = digits()
+        gap = torch.cdist(x.detach().flatten(1), known.flatten(1), p=torch.inf)
+        far, nearest = gap.amin(1) > 0.07, known[gap.argmin(1)]
+        return torch.where(far[:, None, None, None], nearest + 0 * x, x)
+
+    return Before(undone, model)
+
+
+def of_a_stranger(model: nn.Module) -> nn.Module:
+    """Answers itself, and hands out the gradient of an untrained network: neither zero nor small, only of no use."""
+
+    class Stranger(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model, self.other = model, cnn(99)
+
+        def forward(self, x: Tensor) -> Tensor:
+            other = self.other(x)
+            return self.model(x.detach()) + other - other.detach()
+
+    return Stranger()
+
+
 DEFENCES: dict[str, tuple[Callable[[nn.Module], nn.Module], set[str]]] = {
     "huge logits": (lambda m: After(lambda z: 100 * z, m), {"saturated loss", "zero gradients"}),
     "input quantisation": (lambda m: Before(quantise, m), {"zero gradients", "loss does not rise with steps"}),
@@ -244,6 +272,8 @@ DEFENCES: dict[str, tuple[Callable[[nn.Module], nn.Module], set[str]]] = {
     "gradient hook, shuffled": (lambda m: Before(shuffled, m), {"wrong gradient", "black box beats white box"}),
     "gradient erased off the grid": (lambda m: Before(only_on_the_grid, m), {"single step beats iterative"}),
     "clipped input": (lambda m: Before(clipped, m), {"break at the clipping bounds"}),
+    "far changes undone": (near_only, {"success does not rise with eps"}),
+    "gradient of a stranger": (of_a_stranger, {"wrong gradient", "transfer beats white box"}),
     "weak only at the ends": (only_at_the_ends, {"break at the clipping bounds"}),
 }
 """Defence: how it is put around a network, and the flags that it must raise."""

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from withstand.attacks.engine.problem import as_tensor
+from withstand.attacks.engine.outputs import as_tensor
 from withstand.errors import bad
 
 

@@ -1,12 +1,12 @@
 """One block of examples under attack: everything that a search may ask, and everything that is remembered for it."""
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from withstand.attacks.engine.outputs import check_output, needs_gradient, see, usable
 from withstand.errors import bad
 from withstand.objectives import as_objective
 from withstand.protocols import Leaf, Seen
@@ -173,7 +173,7 @@ class Problem:
         if isinstance(z, dict) and self.parameterisation is not None:
             found = self._through(leaves)
         else:
-            found = {"x": self._oracle(leaves["x"], self.rows, self.steps)[0]}
+            found = {"x": self._through_views(leaves["x"])[0]}
             if self._viewed and (self.active or self.keep == "best"):
                 self.look(leaves["x"])
         self.steps += 1
@@ -193,7 +193,7 @@ class Problem:
         it in the end; "nothing" is for points outside the set.
         """
         self._remembers = remember
-        gradient, value = self._oracle(z, self.rows, self.steps)
+        gradient, value = self._through_views(z)
         self.steps += 1
         if self._viewed and (self.active or self.keep == "best"):
             self.look(z)
@@ -226,12 +226,16 @@ class Problem:
             return torch.zeros(len(seen.input), dtype=torch.bool, device=self.x.device)
         return self.criterion(seen, self.y_alive, self.state)
 
-    def confirm(self, model: Callable[[Tensor], Any]) -> None:
-        """Let another model judge the points that reached the goal: the one that the searched one stood for."""
-        self.model = model
+    def confirm(self, model: Callable[[Tensor], Any]) -> Tensor:
+        """Let another model judge the points that reached the goal: the one that the searched one stood for.
+
+        Returns which rows of the block lost their point by that, bool [N].
+        """
+        self.model, before = model, self.won.clone()
         self._select(self.won.nonzero().flatten())
         if not self.finished:
             self.won[self.alive] = self.broken(self.peek(self.best[self.alive])[0])
+        return before & ~self.won
 
     def passes(self, forwards: int = 0, backwards: int = 0) -> None:
         """Count passes that the search made itself on the alive rows."""
@@ -342,48 +346,41 @@ class Problem:
         self._refuse_nan(seen, value)
         if not self._viewed:
             self._remember(self.alive, x.detach(), seen, value.detach(), self.state)
-        return gradient, value.detach()
+        return usable(gradient), value.detach()
+
+    def _through_views(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        gradient, value = self._oracle(x, self.rows, self.steps)
+        return usable(gradient) if self._viewed else gradient, value
 
     def _through(self, z: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Gradients with respect to the leaves: through the views to the input, then back through the decoder."""
         leaves = {name: leaf.detach().requires_grad_(True) for name, leaf in z.items()}
         with torch.enable_grad():
             points = self.parameterisation.decode(leaves, self.x_alive)
-        gradient, _ = self._oracle(points.detach(), self.rows, self.steps)
+        gradient, _ = self._through_views(points.detach())
         if self._viewed and (self.active or self.keep == "best"):
             self.look(points.detach())
         found = torch.autograd.grad(points, list(leaves.values()), gradient, allow_unused=True)
-        return {k: torch.zeros_like(v) if g is None else g for (k, v), g in zip(leaves.items(), found)}
+        return {k: torch.zeros_like(v) if g is None else usable(g) for (k, v), g in zip(leaves.items(), found)}
 
     def _see(self, points: Tensor) -> Seen:
-        features: dict[str, Tensor] = {}
-        if self._features or self.precision is not None:
-            with ExitStack() as stack:
-                for name in self._features:
-                    stack.callback(_tap(self.model, name, features).remove)
-                if self.precision is not None:
-                    stack.enter_context(torch.autocast(points.device.type, dtype=self.precision))
-                output = as_tensor(self.model(points), points)
-        else:
-            output = as_tensor(self.model(points), points)
-        logits = (
-            output.float() if isinstance(output, Tensor) and output.dtype in {torch.float16, torch.bfloat16} else output
-        )
+        seen = see(self.model, points, self._features, self.precision)
         if not self._checked:
             self._checked = True
-            _check_output(logits, points)
-            if self._labels is not None and self._labels.dim() == 1 and int(self._labels.max()) >= logits.shape[1]:
+            check_output(seen.logits, points)
+            labels = self._labels
+            if labels is not None and labels.dim() == 1 and int(labels.max()) >= seen.logits.shape[1]:
                 raise bad(
                     "y",
-                    f"a label of {int(self._labels.max())}",
-                    f"labels below {logits.shape[1]}, the model's classes",
+                    f"a label of {int(labels.max())}",
+                    f"labels below {seen.logits.shape[1]}, the model's classes",
                     "Is this the right data set for this model?",
                 )
-        return Seen(points, logits, features)
+        return seen
 
     def _refuse_nan(self, seen: Seen, value: Tensor) -> None:
         if not bool(torch.isfinite(value).all()):
-            _check_output(seen.logits, seen.input)
+            check_output(seen.logits, seen.input)
 
     def _remember(self, rows: Tensor, points: Tensor, seen: Seen, value: Tensor, state: Mapping[str, Tensor]) -> None:
         if self._remembers == "nothing" or (self.keep == "last" and not self.active):
@@ -435,52 +432,5 @@ def _cut(held: Any, index: Tensor) -> Any:
     return {k: v[index] for k, v in held.items()} if isinstance(held, dict) else held[index]
 
 
-def needs_gradient(value: Tensor) -> None:
-    """Refuse a model whose output does not depend on its input as far as autograd can see."""
-    if not value.requires_grad:
-        advice = "Something in it cuts the gradient (detach, a codec, NumPy): wrap that step in BPDA, or take square."
-        raise bad("model", "an output without a gradient", "a differentiable model", advice)
-
-
-def as_tensor(output: Any, like: Tensor) -> Any:
-    """A model's output as a tensor beside `like`, where it is an array."""
-    if isinstance(output, Tensor) or not hasattr(output, "__array__"):
-        return output
-    return torch.as_tensor(output, device=like.device)
-
-
 def _detached(output: Any) -> Any:
     return output.detach() if isinstance(output, Tensor) else output
-
-
-def _tap(model: Any, name: str, into: dict[str, Tensor]) -> Any:
-    module = getattr(model, "module", model)
-    if not isinstance(module, nn.Module):
-        raise bad("model", type(model).__name__, f"a torch module, since the objective reads the submodule {name!r}")
-    try:
-        part = module.get_submodule(name)
-    except AttributeError:
-        raise bad("objective", f"reads {name!r}", "the name of a submodule of the model") from None
-
-    def keep(_module: nn.Module, _args: Any, output: Tensor) -> None:
-        into[name] = output
-
-    return part.register_forward_hook(keep)
-
-
-def _check_output(logits: Any, points: Tensor) -> None:
-    if not isinstance(logits, Tensor) or logits.dim() < 2 or len(logits) != len(points):
-        shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise bad(
-            "model",
-            f"an output of {shape} for {len(points)} inputs",
-            "logits of shape [N, classes]",
-            "Wrap the model with withstand.load_model, whose adapters unwrap common outputs.",
-        )
-    if not bool(torch.isfinite(logits).all()):
-        raise bad(
-            "model",
-            "NaN or infinite logits",
-            "finite logits",
-            "They would count neither as robust nor as broken; look for overflow in half precision.",
-        )

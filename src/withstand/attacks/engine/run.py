@@ -58,7 +58,8 @@ class Attack:
     nearest = False
     """Whether the attack looks for the nearest point instead of filling a given set."""
     prepares = False
-    """Whether a run is long enough to search on a faster copy of the model; the model itself then judges what is found."""
+    """Whether a run is long enough to search on a faster copy of the model; the model itself then judges what is found,
+    and is searched for the examples whose points it does not confirm."""
 
     threat: Any = None
 
@@ -131,7 +132,7 @@ class Attack:
             size = len(x) if coupled else min(block or _default_block(x), len(x))
             done = 0
             while done < len(x):
-                piece = slice(done, done + size)
+                piece = torch.arange(done, min(done + size, len(x)), device=x.device)
                 try:
                     labels = None if y is None else y[piece]
                     parts.append(self._block(call, twin, x[piece], labels, rows, piece, box, precision))
@@ -152,16 +153,19 @@ class Attack:
         x: Tensor,
         y: Tensor | None,
         rows: Rows,
-        piece: slice,
+        index: Tensor,
         box: Any,
         precision: torch.dtype | None,
     ) -> AttackResult:
-        index = torch.arange(piece.start, piece.start + len(x), device=x.device)
         threat = self.threat.take(index)
         nearest = self.nearest or threat.eps is None
         objective: Any = getattr(self, "objective", None)
         aimed = isinstance(getattr(objective, "target", None), Tensor)
-        own = {"objective": replace(objective, target=objective.target[piece])} if aimed else {}
+        own = (
+            {"objective": replace(objective, target=objective.target[index.to(objective.target.device)])}
+            if aimed
+            else {}
+        )
         p = self.problem(
             model=call if twin is None else twin,
             x=x,
@@ -176,13 +180,27 @@ class Attack:
             **own,
         )
         last = self.search(p)
-        if twin is not None:
-            p.confirm(call)
+        lost = p.confirm(call) if twin is not None else None
         if self.keep == "last":
             if last is None or len(p.decode(last)) != len(x):
                 raise bad("keep", "'last'", f"keep='best': {type(self).__name__} has no last iterate for every example")
             return finish(p, p.decode(last).detach(), threat)
-        return finish(p, p.best, threat)
+        found = finish(p, p.best, threat)
+        if lost is not None and bool(lost.any()) and not getattr(objective, "coupled", False):
+            labels = None if y is None else y[lost]
+            again = self._block(call, None, x[lost], labels, rows, index[lost], box, precision)
+            _mend(found, lost, again)
+        return found
+
+
+def _mend(found: AttackResult, lost: Tensor, again: AttackResult) -> None:
+    """Put in the result of a second search for the rows `lost` bool [N], whose points held on a copy of the model only."""
+    spent = (found.forwards + found.backwards)[lost]
+    found.cost_at_success[lost] = torch.where(again.success, again.cost_at_success + spent, -1)
+    found.forwards[lost] += again.forwards
+    found.backwards[lost] += again.backwards
+    for name in ("x_adv", "success", "value", "distance"):
+        getattr(found, name)[lost] = getattr(again, name)
 
 
 def finish(p: Problem, found: Tensor, threat: Threat) -> AttackResult:
