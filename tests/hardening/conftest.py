@@ -48,7 +48,7 @@ def recipes() -> dict[str, Any]:
     return made
 
 
-SPECIAL: dict[str, dict[str, Any]] = {}
+SPECIAL: dict[str, dict[str, Any]] = {"hat": {"helper": f"{__file__}:cnn"}}
 """What a recipe cannot do without."""
 
 

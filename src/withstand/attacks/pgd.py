@@ -1,12 +1,22 @@
 """Projected gradient descent, with any threat, objective, parameterisation, views and shapings."""
 
-from typing import Any
+import math
+from typing import Annotated, Any
+
+from pydantic import PlainValidator
 
 from withstand.attacks.engine import Attack, Point, Problem
 from withstand.errors import bad
 from withstand.objectives import CrossEntropy, ObjectiveField
 from withstand.registry import component
 from withstand.threats import Linf, ThreatField
+
+
+def _start(value: Any) -> bool | float:
+    if isinstance(value, bool) or (isinstance(value, float) and 0 < value < math.inf):
+        return value
+    allowed = "True, False, or a standard deviation > 0 written as a decimal number"
+    raise bad("random_start", repr(value), allowed, "Write 0.001 for Gaussian noise, True for a uniform start.")
 
 
 @component("attack", "pgd", systems=("classic_attacks",))
@@ -16,9 +26,11 @@ class PGD(Attack):
     z <- P(z + a * steepest(grad objective(z))), a = step * eps.
 
     threat: where to search. steps: gradient steps. step: length of a step as a share of eps; None takes 2.5 / steps.
-    random_start: begin at a random point of the set instead of the clean one. restarts: further runs for examples that
-    still stand. objective: what is increased. views, shapings: wrap the gradient (e.g. `eot(20)`, `momentum(1.0)`).
-    parameterisation: what moves instead of pixels.
+    random_start: begin at a random point of the set (True) or at the clean one (False); a number begins at Gaussian noise
+    of that standard deviation around the clean point, moved into the set and the input's range (published code that does
+    so leaves it unclipped for the first pass). restarts: further runs for examples that still stand. objective: what is
+    increased. views, shapings: wrap the gradient (e.g. `eot(20)`, `momentum(1.0)`). parameterisation: what moves instead
+    of pixels.
 
     With random_start=False it is the basic iterative method (BIM, Kurakin et al., 2017, arXiv 1607.02533); with one full
     step besides, FGSM.
@@ -29,7 +41,7 @@ class PGD(Attack):
     threat: ThreatField = Linf(8 / 255)
     steps: int = 10
     step: float | None = None
-    random_start: bool = True
+    random_start: Annotated[bool | float, PlainValidator(_start)] = True
     restarts: int = 1
     objective: ObjectiveField = CrossEntropy()
     views: tuple[Any, ...] = ()

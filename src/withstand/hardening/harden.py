@@ -8,7 +8,6 @@ import numpy as np
 from torch import nn
 
 from withstand.attacks import PGD
-from withstand.attacks.engine.run import Attack
 from withstand.data import as_dataset, load_data
 from withstand.data.images import stratified
 from withstand.errors import bad
@@ -19,6 +18,7 @@ from withstand.models.target import Logits, TorchTarget
 from withstand.protocols import Dataset, Target
 from withstand.random import derive
 from withstand.registry import coerce
+from withstand.threats import Threat
 from withstand.training.trainer import Fitted, Moment, Trainer
 
 
@@ -128,7 +128,7 @@ def judge_of(judge: Any, recipe: Any) -> Any:
     inner = recipe
     while hasattr(inner, "recipe"):  # wrappers such as AWP
         inner = inner.recipe
-    attack = getattr(inner, "attack", None)
-    if not isinstance(attack, Attack) or attack.threat is None or attack.threat.eps is None:
+    threat = getattr(getattr(inner, "attack", inner), "threat", None)
+    if not isinstance(threat, Threat) or threat.eps is None:
         return None
-    return PGD(attack.threat, steps=10)
+    return PGD(threat, steps=10)

@@ -26,20 +26,32 @@ def frozen(module: nn.Module, mode: Mode = "eval") -> Iterator[nn.Module]:
     parts = list(module.modules())
     modes = [part.training for part in parts]
     wanting = [p for p in module.parameters() if p.requires_grad]
+    with buffers_kept(module):
+        try:
+            module.train(mode == "train")
+            for parameter in wanting:
+                parameter.requires_grad_(False)
+            yield module
+        finally:
+            for parameter in wanting:
+                parameter.requires_grad_(True)
+            module.train(modes[0])  # for modules that do more in train() than set the flag
+            for part, training in zip(parts, modes):
+                part.training = training
+
+
+@contextmanager
+def buffers_kept(module: nn.Module) -> Iterator[None]:
+    """Restore the buffers of a module on the way out: the tensors, and what is in them."""
     buffers = [
-        (part, name, b, b.detach().clone()) for part in parts for name, b in part._buffers.items() if b is not None
+        (part, name, b, b.detach().clone())
+        for part in module.modules()
+        for name, b in part._buffers.items()
+        if b is not None
     ]
     try:
-        module.train(mode == "train")
-        for parameter in wanting:
-            parameter.requires_grad_(False)
-        yield module
+        yield
     finally:
-        for parameter in wanting:
-            parameter.requires_grad_(True)
-        module.train(modes[0])  # for modules that do more in train() than set the flag
-        for part, training in zip(parts, modes):
-            part.training = training
         with torch.no_grad():
             for part, name, buffer, content in buffers:
                 part._buffers[name] = buffer

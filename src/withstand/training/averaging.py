@@ -68,7 +68,9 @@ class Average:
             share = 1 / self.count if share < 0 else share
         for name, now in system.state_dict().items():
             mean = self.state[name]
-            if share is None or not mean.is_floating_point():
+            if mean.shape != now.shape:  # a buffer that takes its shape from the first batch
+                self.state[name] = now.detach().clone()
+            elif share is None or not mean.is_floating_point():
                 mean.copy_(now)
             else:
                 mean.lerp_(now, share)

@@ -153,15 +153,22 @@ class Loop:
             self.system.train()
             with self.fabric.autocast():
                 batch = self.recipe.craft(self.system, batch, step)
+            losses: dict[str, list[float]] = {}
             for update in self.recipe.updates(self.system, batch, step):
-                self._update(update, step, first=m == 0, last=m == len(parts) - 1, parts=len(parts))
+                made = losses.setdefault("loss" if update.opt == "main" else f"loss_{update.opt}", [])
+                if made and len(parts) > 1:
+                    mend = f"{self.recipe!r} makes several updates of a batch, each of which needs all of it."
+                    raise bad("accumulate", len(parts), "1 for this recipe", mend)
+                made.append(self._update(update, step, m == 0, m == len(parts) - 1, len(parts)))
+            for name, made in losses.items():
+                self.sums[name] = self.sums.get(name, 0.0) + sum(made) / len(made) / len(parts)
             for name, value in step.said.items():
                 self.sums[name] = self.sums.get(name, 0.0) + float(value) / len(parts)
         self.step += 1
         if self.average is not None:
             self.average.update(self.system, self.step, self.step / self.steps)
 
-    def _update(self, update: Update, step: Step, first: bool, last: bool, parts: int) -> None:
+    def _update(self, update: Update, step: Step, first: bool, last: bool, parts: int) -> float:
         optimizer = self.optimizers[update.opt]
         if first:
             optimizer.zero_grad(set_to_none=True)
@@ -182,8 +189,7 @@ class Loop:
                     self.wrapped, optimizer, max_norm=self.trainer.clip_norm, error_if_nonfinite=False
                 )
             optimizer.step()
-        name = "loss" if update.opt == "main" else f"loss_{update.opt}"
-        self.sums[name] = self.sums.get(name, 0.0) + value / parts
+        return value
 
     def _set_rates(self) -> None:
         factor = self.trainer.schedule(self.step / self.steps)

@@ -274,14 +274,15 @@ class Problem:
 
     # Moving ----------------------------------------------------------------------------------------------------------
 
-    def start(self, random: bool = True, stream: str = "start", step: int = 0) -> Point:
-        """Where a search begins: the clean point, or a random one of the set."""
+    def start(self, random: bool | float = True, stream: str = "start", step: int = 0) -> Point:
+        """Where a search begins: the clean point, a random one of the set, or (a float) Gaussian noise of that standard
+        deviation around the clean point, projected into the set."""
         if self.parameterisation is None:
             if not random:
                 return self.x_alive.clone()
-            return self._random(self.threat, self.x_alive, stream, step, self.box)
+            return self._random(self.threat, self.x_alive, random, stream, step, self.box)
         return {
-            name: self._random(leaf.threat, leaf.origin, f"{stream}/{name}", step, leaf.box)
+            name: self._random(leaf.threat, leaf.origin, random, f"{stream}/{name}", step, leaf.box)
             if random
             else leaf.origin.clone()
             for name, leaf in self._leaves().items()
@@ -326,8 +327,11 @@ class Problem:
     def _threat_can(self, method: str) -> Callable[..., Tensor]:
         return getattr(self.threat, method)
 
-    def _random(self, threat: Any, origin: Tensor, stream: str, step: int, box: Box) -> Tensor:
-        return threat.random_start(origin, self.rows, stream, step, box)
+    def _random(self, threat: Any, origin: Tensor, how: bool | float, stream: str, step: int, box: Box) -> Tensor:
+        if how is True:
+            return threat.random_start(origin, self.rows, stream, step, box)
+        noise = self.rows.normal(tuple(origin.shape[1:]), stream, step, origin.dtype)
+        return threat.project(origin + how * noise, origin, box)
 
     def _leaves(self) -> Mapping[str, Leaf]:
         return self.parameterisation.leaves(self.x_alive, self.threat, self.box)

@@ -1,0 +1,30 @@
+"""Terms that several losses share."""
+
+import torch
+from torch import Tensor
+
+from withstand.errors import bad
+from withstand.training.recipe import Step
+
+
+def divergence(clean: Tensor, adversarial: Tensor) -> Tensor:
+    """KL(p, p') = sum_k p_k log(p_k / p'_k) of two batches of logits, [N]; gradients flow through both."""
+    ours, theirs = clean.float().log_softmax(1), adversarial.float().log_softmax(1)
+    return (ours.exp() * (ours - theirs)).sum(1)
+
+
+def say_accuracy(step: Step, y: Tensor | None, **logits: Tensor) -> None:
+    """Log the share of the batch that each of the logits [N, K] gets right, as train_accuracy_NAME; soft labels count by
+    their largest class."""
+    if y is None:
+        return
+    classes = y if y.dim() == 1 else y.argmax(1)
+    for name, z in logits.items():
+        step.say(f"train_accuracy_{name}", (z.detach().argmax(1) == classes).float().mean())
+
+
+def at_least_zero(**settings: float) -> None:
+    """Refuse what is negative or not finite."""
+    for name, value in settings.items():
+        if not 0 <= value < torch.inf:
+            raise bad(name, value, "a finite number >= 0")
