@@ -11,7 +11,7 @@ from withstand.protocols import Claim
 from withstand.reproductions.arms import Arm, digits_scales, measure_arms
 
 SYSTEM = "iat"
-SCALES = digits_scales(train=200, epochs=60)
+SCALES = digits_scales(train=200, epochs=60, batch=20)
 ARMS = {
     "standard": Arm("standard"),
     "mixup": Arm("standard", {"augment": "mixup(1.0)"}),
