@@ -72,7 +72,8 @@ def test_two_processes_equal_one_with_the_joint_batch(two_processes, spread, mom
         assert torch.allclose(first[name], second[name], rtol=1e-12)
         assert torch.allclose(first[name], joint[name], rtol=1e-9, atol=1e-12), name
     for name, b in model.named_buffers():
-        assert torch.allclose(buffers0[name], b, rtol=1e-12) and torch.equal(buffers0[name], buffers1[name]), name
+        assert torch.allclose(buffers0[name], b, rtol=1e-12), name
+        assert torch.equal(buffers0[name], buffers1[name]), name
 
 
 if __name__ == "__main__":
