@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from withstand.attacks import PGD
 from withstand.attacks.engine import AttackField
 from withstand.errors import bad
-from withstand.models.layers.gradient_reversal import gradient_reversal
+from withstand.models.layers.gradient_reversal import reverse_gradient
 from withstand.models.state import frozen
 from withstand.models.taps import penultimate, see, vectors
 from withstand.objectives import KL, CrossEntropy
@@ -100,7 +100,7 @@ class DIAL(Recipe):
         if self.domain_weight == 0:
             return loss
         r = self.strength(step)
-        ends = [gradient_reversal(vectors(h), r) for h in (z, z_adv)]
+        ends = [reverse_gradient(vectors(h), r) for h in (z, z_adv)]
         told = told_apart(system.domain, ends[0], ends[1], self.joint_domain_norm)
         domain = sum(F.cross_entropy(t, torch.full((len(t),), d, device=t.device)) for d, t in enumerate(told))
         assert isinstance(domain, Tensor)

@@ -17,6 +17,17 @@ _HOMES = {
     "load_weights": "withstand.models.weights",
     "OnnxTarget": "withstand.models.onnx",
     "HttpTarget": "withstand.models.endpoint",
+    "BranchNorm": "withstand.models.layers.branch_norm",
+    "add_branches": "withstand.models.layers.branch_norm",
+    "keep_branch": "withstand.models.layers.branch_norm",
+    "branch_parameters": "withstand.models.layers.branch_norm",
+    "route": "withstand.models.layers.branch_norm",
+    "frozen_statistics": "withstand.models.layers.branch_norm",
+    "GradientReversal": "withstand.models.layers.gradient_reversal",
+    "reverse_gradient": "withstand.models.layers.gradient_reversal",
+    "matched_masks": "withstand.models.layers.matched_masks",
+    "WSConv2d": "withstand.models.layers.weight_standardised",
+    "clip_adaptively": "withstand.models.layers.weight_standardised",
 }
 
 __all__ = [*_HOMES]
@@ -25,6 +36,17 @@ if TYPE_CHECKING:
     from withstand.models.compatible import check_compatible as check_compatible
     from withstand.models.counting import count_passes as count_passes
     from withstand.models.endpoint import HttpTarget as HttpTarget
+    from withstand.models.layers import BranchNorm as BranchNorm
+    from withstand.models.layers import GradientReversal as GradientReversal
+    from withstand.models.layers import WSConv2d as WSConv2d
+    from withstand.models.layers import add_branches as add_branches
+    from withstand.models.layers import branch_parameters as branch_parameters
+    from withstand.models.layers import clip_adaptively as clip_adaptively
+    from withstand.models.layers import frozen_statistics as frozen_statistics
+    from withstand.models.layers import keep_branch as keep_branch
+    from withstand.models.layers import matched_masks as matched_masks
+    from withstand.models.layers import reverse_gradient as reverse_gradient
+    from withstand.models.layers import route as route
     from withstand.models.load import load_model as load_model
     from withstand.models.onnx import OnnxTarget as OnnxTarget
     from withstand.models.state import frozen as frozen

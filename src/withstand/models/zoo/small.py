@@ -61,6 +61,36 @@ def cnn_a(side: int = 32, channels: int = 3, classes: int = 10) -> nn.Sequential
     )
 
 
+def cnn_28(channels: int = 1, classes: int = 10) -> nn.Sequential:
+    """Four convolutions (32, 32, 64, 64 channels), three linear layers, dropout 0.5; no batch norm.
+
+    Input [N, channels, 28, 28] in [0, 1].
+
+    References: Carlini, Wagner, "Towards evaluating the robustness of neural networks", S&P 2017, arXiv:1608.04644
+    (table 1, MNIST); Zhang, Yu, Jiao, Xing, El Ghaoui, Jordan, "Theoretically principled trade-off between robustness and
+    accuracy", ICML 2019, arXiv:1901.08573 (trains it on MNIST).
+    """
+    return nn.Sequential(
+        nn.Conv2d(channels, 32, 3),
+        nn.ReLU(),
+        nn.Conv2d(32, 32, 3),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(32, 64, 3),
+        nn.ReLU(),
+        nn.Conv2d(64, 64, 3),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(1024, 200),
+        nn.ReLU(),
+        nn.Dropout(0.5),
+        nn.Linear(200, 200),
+        nn.ReLU(),
+        nn.Linear(200, classes),
+    )
+
+
 class LeNet(nn.Module):
     """LeNet-5 for [N, 3, 32, 32], with ReLU and max-pooling.
 

@@ -62,6 +62,17 @@ ZOO = (
         "wrn16_1", "WideResNet-16-1", (3, 32, 32), "wide_resnet:WideResNet", {"depth": 16, "width": 1},
         ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
     ),
+    Entry("wrn_28_10", "WideResNet-28-10", (3, 32, 32), "wide_resnet:WideResNet", {"depth": 28, "width": 10}),
+    Entry("wrn_34_10", "WideResNet-34-10", (3, 32, 32), "wide_resnet:WideResNet", {"depth": 34, "width": 10}),
+    Entry("resnet18", "ResNet-18 with a 3x3 stem, for CIFAR", (3, 32, 32), "resnet:ResNet"),
+    Entry(
+        "preact_resnet18", "pre-activation ResNet-18 with a 3x3 stem, for CIFAR", (3, 32, 32), "resnet:ResNet",
+        {"preact": True},
+    ),
+    Entry("nf_resnet18", "ResNet-18 without normalisation layers, for CIFAR", (3, 32, 32), "resnet:NFResNet"),
+    Entry("vit_ti", "ViT-Ti in patches of 4x4, for CIFAR", (3, 32, 32), "vit:vit", {"dim": 192, "heads": 3}),
+    Entry("vit_s", "ViT-S in patches of 4x4, for CIFAR", (3, 32, 32), "vit:vit", {"dim": 384, "heads": 6}),
+    Entry("cnn_28", "four convolutions and three linear layers, 28x28 grey", (1, 28, 28), "small:cnn_28"),
 )  # fmt: skip
 
 

@@ -10,13 +10,13 @@ from torch.nn import functional as F
 class WideResNet(nn.Module):
     """WideResNet-depth-width: three stages of (depth - 4) / 6 pre-activation blocks, 16, 32, 64 times width channels.
 
-    Input [N, 3, 32, 32].
+    Input [N, channels, 32, 32].
     """
 
-    def __init__(self, depth: int, width: int, classes: int = 10) -> None:
+    def __init__(self, depth: int, width: int, channels: int = 3, classes: int = 10) -> None:
         super().__init__()
         n, c = (depth - 4) // 6, 16 * width
-        self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
+        self.conv1 = nn.Conv2d(channels, 16, 3, padding=1, bias=False)
         self.block1 = _Stage(16, c, 1, n)
         self.block2 = _Stage(c, 2 * c, 2, n)
         self.block3 = _Stage(2 * c, 4 * c, 2, n)
