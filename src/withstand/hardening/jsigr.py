@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from withstand.errors import bad
+from withstand.hardening.terms import at_least_zero, say_accuracy
 from withstand.models.state import frozen
 from withstand.protocols import Batch
 from withstand.random import Rows
@@ -59,9 +60,7 @@ class JSIGR(Recipe):
     warmup: float = 0.1
 
     def __post_init__(self) -> None:
-        for name in ("jacobian_weight", "selective_weight"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise bad(name, getattr(self, name), "a number >= 0")
+        at_least_zero(jacobian_weight=self.jacobian_weight, selective_weight=self.selective_weight)
         _check_projections(self.projections)
         if self.cell is not None and self.cell < 1:
             raise bad("cell", self.cell, "pixels >= 1, or None")
@@ -79,10 +78,12 @@ class JSIGR(Recipe):
         return replace(batch, extra={**batch.extra, "saliency": spread(scores, batch.x)})
 
     def loss(self, system: Any, batch: Batch, step: Step) -> Tensor:
-        loss = step.cross_entropy(system(batch.x), batch.y)  # type: ignore[arg-type]
+        logits = system(batch.x)
+        say_accuracy(step, batch.y, clean=logits)
+        loss = step.cross_entropy(logits, batch.y)  # type: ignore[arg-type]
         if self.jacobian_weight == 0 and self.selective_weight == 0:
             return loss
-        step.say("loss_cross_entropy", loss)
+        step.say("loss_clean", loss)
         grown = min(1.0, step.progress / self.warmup) if self.warmup else 1.0
         with evaluating(system.model), torch.autocast(batch.x.device.type, enabled=False):
             x = batch.x.detach().to(torch.promote_types(batch.x.dtype, torch.float32)).requires_grad_(True)
