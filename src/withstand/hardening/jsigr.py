@@ -174,15 +174,15 @@ def cell_saliency(model: nn.Module, x: Tensor, cell: int | None, fill: Fill) -> 
     if cell < 1 or h % cell or w % cell:
         raise bad("cell", cell, f"pixels that divide the image, {h} x {w}")
     other = blurred(x, cell) if fill == "blur" else x.mean((2, 3), keepdim=True).expand_as(x)
-    scores = x.new_empty(n, h // cell, w // cell, dtype=torch.float32)
+    scores = x.new_empty(n, h // cell, w // cell, dtype=torch.float64)  # the sums cancel almost wholly
     with torch.no_grad(), frozen(model):
-        clean = model(x).float().log_softmax(1)
+        clean = model(x).double().log_softmax(1)
         for i in range(h // cell):
             for j in range(w // cell):
                 at = (..., slice(i * cell, (i + 1) * cell), slice(j * cell, (j + 1) * cell))
                 changed = x.clone()
                 changed[at] = other[at]
-                p = model(changed).float().log_softmax(1)
+                p = model(changed).double().log_softmax(1)
                 scores[:, i, j] = F.kl_div(p, clean, log_target=True, reduction="none").sum(1).clamp_min(0)
     top = scores.flatten(1).amax(1)
     return scores / per_row(torch.where(top > 0, top, 1.0), scores)
