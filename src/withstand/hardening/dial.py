@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from withstand.attacks import PGD
 from withstand.attacks.engine import AttackField
 from withstand.errors import bad
+from withstand.hardening.terms import at_least_zero, divergence, say_accuracy
 from withstand.models.layers.gradient_reversal import reverse_gradient
 from withstand.models.state import frozen
 from withstand.models.taps import penultimate, see, vectors
@@ -61,9 +62,7 @@ class DIAL(Recipe):
     features: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("beta", "domain_weight"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise bad(name, getattr(self, name), "a number >= 0")
+        at_least_zero(beta=self.beta, domain_weight=self.domain_weight)
         if isinstance(self.reversal, float) and not 0 <= self.reversal <= 1:
             raise bad("reversal", self.reversal, 'a number in [0, 1], "dann" or "dann_epoch"')
         if self.head_width < 1:
@@ -94,6 +93,7 @@ class DIAL(Recipe):
         natural, z = see(system.model, batch.x, system.tap)
         adversarial, z_adv = see(system.model, batch.extra["adversarial"], system.tap)
         clean, robust = step.cross_entropy(natural, batch.y), self._robust(natural, adversarial, batch.y, step)  # type: ignore[arg-type]
+        say_accuracy(step, batch.y, clean=natural, adversarial=adversarial)
         step.say("loss_clean", clean)
         step.say("loss_robust", robust)
         loss = clean + self.beta * robust
@@ -110,10 +110,7 @@ class DIAL(Recipe):
         return loss + self.domain_weight * domain
 
     def _robust(self, natural: Tensor, adversarial: Tensor, y: Tensor, step: Step) -> Tensor:
-        if self.robust == "ce":
-            return step.cross_entropy(adversarial, y)
-        p, q = natural.log_softmax(1), adversarial.log_softmax(1)
-        return F.kl_div(q, p, log_target=True, reduction="batchmean")
+        return step.cross_entropy(adversarial, y) if self.robust == "ce" else divergence(natural, adversarial).mean()
 
     def strength(self, step: Step) -> float:
         """r, the factor of the reversed gradient."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from withstand.attacks import PGD
 from withstand.attacks.engine import AttackField
 from withstand.errors import bad
+from withstand.hardening.terms import divergence, say_accuracy
 from withstand.models.state import frozen
 from withstand.models.taps import last_map, penultimate, see, vectors
 from withstand.protocols import Batch, Dataset, Update
@@ -110,8 +111,9 @@ class FAAT(Recipe):
     def _learn(self, system: Any, seen: list[tuple[Tensor, Tensor]], y: Any, step: Step) -> Tensor:
         """The classifier's loss, whose passes were made for the discriminator already."""
         (natural, z), (adversarial, z_adv) = seen
+        say_accuracy(step, y, clean=natural, adversarial=adversarial)
         terms: dict[str, Tensor] = {}
-        clean, robust, domain, divergence = self.weights
+        clean, robust, domain, kl = self.weights
         if clean:
             terms["loss_clean"] = clean * step.cross_entropy(natural, y)
         if robust:
@@ -122,9 +124,8 @@ class FAAT(Recipe):
             pairs = [p for side, found in moved.items() if self.move in (side, "both") for p in found]
             fooled = [F.cross_entropy(system.discriminator(h), q.to(h)) for h, q in pairs]
             terms["loss_domain"] = domain * torch.stack(fooled).sum()
-        if divergence:
-            p, q = natural.log_softmax(1), adversarial.log_softmax(1)
-            terms["loss_kl"] = divergence * F.kl_div(q, p, log_target=True, reduction="batchmean")
+        if kl:
+            terms["loss_kl"] = kl * divergence(natural, adversarial).mean()
         for name, value in terms.items():
             step.say(name, value)
         first, *more = terms.values()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from withstand.attacks import PGD
 from withstand.attacks.engine import AttackField
 from withstand.errors import bad
+from withstand.hardening.terms import say_accuracy
 from withstand.models.taps import stages, submodule
 from withstand.protocols import Batch, Dataset
 from withstand.random import Rows
@@ -89,6 +90,8 @@ class IAT(Recipe):
         else:
             logits = [_pass(system, x, m) for x, m in ((batch.x, clean), (batch.extra["adversarial"], adversarial))]
         parts = [m.loss(z, batch.y, step) for z, m in zip(logits, (clean, adversarial))]
+        for name, z, m in zip(("clean", "adversarial"), logits, (clean, adversarial)):
+            say_accuracy(step, m.larger(batch.y), **{name: z})
         step.say("loss_clean", parts[0])
         step.say("loss_adversarial", parts[1])
         return (parts[0] + parts[1]) / 2
@@ -114,6 +117,10 @@ class Mix:
         """M: the cross-entropy of both labels of a mixed example, weighted by their shares."""
         partner = y[self.order.to(y.device)]
         return self.lam * step.cross_entropy(logits, y) + (1 - self.lam) * step.cross_entropy(logits, partner)
+
+    def larger(self, y: Any) -> Tensor:
+        """The label of the larger share of each mixed example."""
+        return y if self.lam >= 0.5 else y[self.order.to(y.device)]
 
 
 def halves(u: Tensor, first: Mix, second: Mix) -> Tensor:

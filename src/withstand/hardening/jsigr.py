@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from withstand.errors import bad
+from withstand.hardening.terms import at_least_zero, say_accuracy
 from withstand.models.state import frozen
 from withstand.protocols import Batch
 from withstand.random import Rows
@@ -59,9 +60,7 @@ class JSIGR(Recipe):
     warmup: float = 0.1
 
     def __post_init__(self) -> None:
-        for name in ("jacobian_weight", "selective_weight"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise bad(name, getattr(self, name), "a number >= 0")
+        at_least_zero(jacobian_weight=self.jacobian_weight, selective_weight=self.selective_weight)
         _check_projections(self.projections)
         if self.cell is not None and self.cell < 1:
             raise bad("cell", self.cell, "pixels >= 1, or None")
@@ -79,10 +78,12 @@ class JSIGR(Recipe):
         return replace(batch, extra={**batch.extra, "saliency": spread(scores, batch.x)})
 
     def loss(self, system: Any, batch: Batch, step: Step) -> Tensor:
-        loss = step.cross_entropy(system(batch.x), batch.y)  # type: ignore[arg-type]
+        logits = system(batch.x)
+        say_accuracy(step, batch.y, clean=logits)
+        loss = step.cross_entropy(logits, batch.y)  # type: ignore[arg-type]
         if self.jacobian_weight == 0 and self.selective_weight == 0:
             return loss
-        step.say("loss_cross_entropy", loss)
+        step.say("loss_clean", loss)
         grown = min(1.0, step.progress / self.warmup) if self.warmup else 1.0
         with evaluating(system.model), torch.autocast(batch.x.device.type, enabled=False):
             x = batch.x.detach().to(torch.promote_types(batch.x.dtype, torch.float32)).requires_grad_(True)
@@ -173,15 +174,15 @@ def cell_saliency(model: nn.Module, x: Tensor, cell: int | None, fill: Fill) -> 
     if cell < 1 or h % cell or w % cell:
         raise bad("cell", cell, f"pixels that divide the image, {h} x {w}")
     other = blurred(x, cell) if fill == "blur" else x.mean((2, 3), keepdim=True).expand_as(x)
-    scores = x.new_empty(n, h // cell, w // cell, dtype=torch.float32)
+    scores = x.new_empty(n, h // cell, w // cell, dtype=torch.float64)  # the sums cancel almost wholly
     with torch.no_grad(), frozen(model):
-        clean = model(x).float().log_softmax(1)
+        clean = model(x).double().log_softmax(1)
         for i in range(h // cell):
             for j in range(w // cell):
                 at = (..., slice(i * cell, (i + 1) * cell), slice(j * cell, (j + 1) * cell))
                 changed = x.clone()
                 changed[at] = other[at]
-                p = model(changed).float().log_softmax(1)
+                p = model(changed).double().log_softmax(1)
                 scores[:, i, j] = F.kl_div(p, clean, log_target=True, reduction="none").sum(1).clamp_min(0)
     top = scores.flatten(1).amax(1)
     return scores / per_row(torch.where(top > 0, top, 1.0), scores)
