@@ -7,12 +7,15 @@ from pathlib import Path
 import torch
 
 from tests.training.conftest import Points, net
+from withstand.hardening.awp import AWP
 from withstand.hardening.pgd_at import PGDAT
+from withstand.hardening.sam import SAM
 from withstand.hardening.standard import Standard
 from withstand.training import SGD, Trainer
 
 SETTINGS = {"epochs": 2, "batch": 16, "optimizer": SGD(0.1), "schedule": "cosine", "accelerator": "cpu"}
-RECIPES = {"standard": Standard(), "pgd_at": PGDAT(attack="pgd(l2(0.3), steps=3)")}
+BASE = PGDAT(attack="pgd(l2(0.3), steps=3)")
+RECIPES = {"standard": Standard(), "pgd_at": BASE, "awp": AWP(BASE, gamma=0.1), "sam": SAM(BASE, rho=0.1)}
 
 
 def train(recipe: str, out: str | None = None, devices: int = 1, **settings):

@@ -57,7 +57,7 @@ class AWP(Around):
         yield Update(loss)
         with torch.no_grad():
             for (p, v), w in zip(shifts, before):
-                p.copy_(w + (p - (w + v)))  # p - v, without a rounding error where p did not move
+                p.copy_(torch.where(p == w + v, w, p - v))  # what did not move comes back bit for bit
 
     def shifts(self, system: Any, batch: Batch, step: Step) -> Shifts:
         """The parameters that are perturbed, each with its v."""

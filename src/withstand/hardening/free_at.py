@@ -84,7 +84,7 @@ class Carried(nn.Module):
         length = per_row(ball.scale(origin), gradient)
         self.delta = ball.project(self.delta + length * ball.steepest(gradient), origin, None)
 
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
         if f"{prefix}delta" in state_dict:
             self.delta = torch.empty_like(state_dict[f"{prefix}delta"], device=self.delta.device)
-        super()._load_from_state_dict(state_dict, prefix, *rest)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

@@ -38,10 +38,11 @@ class HAT(Recipe):
     min E[CE(f(x), y) + beta * KL(p, p') + gamma * CE(f(x + h (x' - x)), argmax_k f_std(x')_k)], p = softmax f(x),
     p' = softmax f(x'), x' = attack on KL(p, softmax f(.)).
 
-    helper: f_std, a network of plain training for the same classes, as a module or as what `load_model` reads; it stays
-    frozen in eval mode. attack: the inner maximisation; by default 10 steps of 2/255 in the ball of 8/255, from Gaussian
-    noise of 0.001. beta, gamma: weights. h: how far beyond x' the helper example lies; it may leave the range of inputs,
-    as in the official code. Labels of helper examples are not smoothed. The defaults are those published for ResNet-18.
+    helper: f_std, a network of plain training for the same classes, as a module or as what `load_model` reads, such as
+    "artefact:FOLDER" with the folder of a training by `standard`; it stays frozen in eval mode. attack: the inner
+    maximisation; by default 10 steps of 2/255 in the ball of 8/255, from Gaussian noise of 0.001. beta, gamma: weights.
+    h: how far beyond x' the helper example lies; it may leave the range of inputs, as in the official code. Labels of
+    helper examples are not smoothed. The defaults are those published for ResNet-18.
     (Not the augmentation of high frequencies for vision transformers that is called HAT as well, arXiv 2204.00993.)
 
     Reference: Rade, Moosavi-Dezfooli, "Reducing Excessive Margin to Achieve a Better Accuracy vs. Robustness Trade-off",
@@ -60,8 +61,8 @@ class HAT(Recipe):
             raise bad("h", self.h, "a factor >= 1")
 
     def setup(self, model: nn.Module, data: Dataset, rows: Rows) -> nn.Module:
-        target: Any = load_model(self.helper) if isinstance(self.helper, str) else None
-        helper = Frozen(copy.deepcopy(self.helper if target is None else target.module).cpu())
+        given: Any = load_model(self.helper).module if isinstance(self.helper, str) else self.helper
+        helper = Frozen(copy.deepcopy(given).cpu())
         x = data.batch(range(min(2, len(data)))).x
         with torch.no_grad():
             logits = helper(x)

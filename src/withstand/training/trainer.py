@@ -56,7 +56,8 @@ class Trainer:
     epochs: passes over the data. batch: examples per update over all processes; what is left over at the end of an epoch is
     passed over. optimizer, schedule: of the main parameters; the schedule multiplies the learning rate, step by step.
     augment: done to every batch before the recipe sees it. label_smoothing: share s of a label that is spread evenly over
-    all K classes, (1 - s) * onehot + s / K (torch's convention), in what is learned from, never in attacks.
+    all K classes, (1 - s) * onehot + s / K (torch's convention), in what is learned from, never in attacks. Papers that
+    give 1 - s' to the label and s' / (K - 1) to each other class mean s = s' * K / (K - 1) here.
     averaging: of the weights (`ema`, `swa`); validation and the result then use the average. accumulate: parts into which
     a batch is cut to save memory; batch norm sees the parts. clip_norm: largest global norm of the gradient.
     patience: stop after so many validations without a better one. validate_every: epochs between validations.
