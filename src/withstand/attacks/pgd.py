@@ -3,13 +3,14 @@
 import math
 from typing import Annotated, Any
 
+import torch
 from pydantic import PlainValidator
 
 from withstand.attacks.engine import Attack, Point, Problem
 from withstand.errors import bad
 from withstand.objectives import CrossEntropy, ObjectiveField
 from withstand.registry import component
-from withstand.threats import Linf, ThreatField
+from withstand.threats import Linf, ThreatField, per_row
 
 
 def _start(value: Any) -> bool | float:
@@ -47,6 +48,7 @@ class PGD(Attack):
     views: tuple[Any, ...] = ()
     shapings: tuple[Any, ...] = ()
     parameterisation: Any = None
+    clean_starts: float = 0.0
 
     def __post_init__(self) -> None:
         needs_fixed_set(self)
@@ -54,6 +56,8 @@ class PGD(Attack):
             raise bad("steps", self.steps, "a whole number >= 1")
         if self.restarts < 1:
             raise bad("restarts", self.restarts, "a whole number >= 1")
+        if not 0 <= self.clean_starts <= 1:
+            raise bad("clean_starts", self.clean_starts, "a share in [0, 1]")
         if self.step is not None and self.step <= 0:
             raise bad("step", self.step, "a share of eps > 0, or None for 2.5 / steps")
 
@@ -67,6 +71,8 @@ class PGD(Attack):
             if p.finished:
                 break
             z = p.start(self.random_start, "pgd", restart)
+            if self.clean_starts:
+                z = self._some_clean(p, z, restart)
             for _ in range(self.steps):
                 gradient = p.gradient(z)
                 z, gradient = p.drop_done(z, gradient)
@@ -76,6 +82,13 @@ class PGD(Attack):
             if not p.finished and (self.keep == "best" or self.active):
                 p.look(z)
         return z
+
+    def _some_clean(self, p: Problem, z: Point, restart: int) -> Point:
+        clean = p.rows.uniform((), "pgd clean start", restart) < self.clean_starts
+        begin = p.start(False)
+        if isinstance(z, dict) and isinstance(begin, dict):
+            return {name: torch.where(per_row(clean, leaf), begin[name], leaf) for name, leaf in z.items()}
+        return torch.where(per_row(clean, z), begin, z)  # type: ignore[arg-type]
 
 
 def needs_fixed_set(attack: Any) -> None:

@@ -35,6 +35,7 @@ def run(
     averaging: Annotated[str | None, typer.Option(help="Of the weights: ema or swa, e.g. 'ema(0.999)'.")] = None,
     accumulate: Annotated[int, typer.Option(min=1, help="Parts into which a batch is cut to save memory.")] = 1,
     clip_norm: Annotated[float | None, typer.Option(help="Largest global norm of the gradient.")] = None,
+    agc: Annotated[float | None, typer.Option(help="Adaptive gradient clipping, e.g. 0.01; for nofrost.")] = None,
     validation: Annotated[
         float, typer.Option(min=0, max=0.9, help="Share of the data held out to choose the epoch.")
     ] = 0.1,
@@ -102,6 +103,7 @@ def run(
         averaging=averaging,
         accumulate=accumulate,
         clip_norm=clip_norm,
+        agc=agc,
         patience=patience,
         accelerator=accelerator,
         devices=devices,

@@ -1,9 +1,13 @@
 """Terms that several losses share."""
 
+from typing import Any
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from withstand.errors import bad
+from withstand.registry import replace
 from withstand.training.recipe import Step
 
 
@@ -28,3 +32,15 @@ def at_least_zero(**settings: float) -> None:
     for name, value in settings.items():
         if not 0 <= value < torch.inf:
             raise bad(name, value, "a finite number >= 0")
+
+
+def towards(logits: Tensor, target: Tensor) -> Tensor:
+    """The objective of an attack whose labels are targets: log softmax(z)_t, [N]. Needs no look at the clean example."""
+    return -F.cross_entropy(logits, target, reduction="none")
+
+
+def aimed(attack: Any) -> Any:
+    """The attack with labels read as targets. Raises: BadInput for attacks that take no objective."""
+    if not hasattr(attack, "objective"):
+        raise bad("attack", repr(attack), "one that takes an objective, e.g. pgd", "It has to aim at random classes.")
+    return replace(attack, objective=towards)

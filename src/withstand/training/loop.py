@@ -13,9 +13,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from withstand.errors import Diverged, Unavailable, bad
 from withstand.files import lock, write_atomic, write_json
+from withstand.models.layers import BranchNorm, keep_branch
 from withstand.models.target import core
 from withstand.models.weights import read_weights
 from withstand.protocols import Batch, Dataset, Update
@@ -28,6 +30,9 @@ from withstand.training.logs import as_csv
 from withstand.training.recipe import Step
 from withstand.training.trainer import Fitted, Moment, Trainer
 from withstand.training.validate import validate
+
+ALL = "all"
+"""The one branch of a batch norm that is synchronised."""
 
 
 class Advance(nn.Module):
@@ -64,6 +69,8 @@ class Loop:
         self.progress, self.loggers = progress, loggers
         with _seeded(derive(seed, "setup")):
             self.system = recipe.setup(model, data, Rows.count(derive(seed, "setup"), len(data)))
+        if trainer.sync_norm:
+            synchronise(self.system)
         self.system.train()
         made = recipe.optimizers(self.system, trainer.optimizer)
         if "main" not in made:
@@ -191,6 +198,12 @@ class Loop:
             optimizer.step()
         return value
 
+    def _clipped(self, opt: str) -> list[Tensor]:
+        """The parameters of an optimiser but those of the layer that makes the logits."""
+        linear = [m for m in self.system.modules() if isinstance(m, nn.Linear)]
+        last = {id(p) for p in linear[-1].parameters()} if linear else set()
+        return [p for group in self.optimizers[opt].param_groups for p in group["params"] if id(p) not in last]
+
     def _set_rates(self) -> None:
         factor = self.trainer.schedule(self.step / self.steps)
         for group, rate in zip(self.optimizers["main"].param_groups, self.rates):
@@ -240,7 +253,10 @@ class Loop:
         else:
             with self.average.worn_by(self.system):
                 system = copy.deepcopy(self.system)
-        return self.recipe.finish(system).eval().requires_grad_(True)
+        model = self.recipe.finish(system)
+        if any(isinstance(m, BranchNorm) for m in model.modules()):  # those of sync_norm
+            model = keep_branch(model, ALL)
+        return model.eval().requires_grad_(True)
 
     def _result(self) -> Fitted:
         last = self.shipped()
@@ -344,6 +360,17 @@ class Loop:
 
     def _what_stays(self) -> str:
         return "nothing was saved." if self.folder is None else f"the last good checkpoint stays in {self.folder}."
+
+
+def synchronise(system: nn.Module) -> None:
+    """Let batch norm take its statistics over all processes, in place; torch's own form does so on GPUs only."""
+    for part in list(system.modules()):
+        if isinstance(part, BranchNorm):
+            part.sync = all(isinstance(m, _BatchNorm) for m in part.branches.values())
+            continue
+        for name, child in list(part._modules.items()):
+            if isinstance(child, _BatchNorm) and not isinstance(part, nn.ModuleDict):
+                part._modules[name] = BranchNorm(child, [ALL], sync=True)
 
 
 def _fabric(trainer: Trainer, find_unused_parameters: bool) -> Any:

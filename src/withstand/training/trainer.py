@@ -60,6 +60,8 @@ class Trainer:
     give 1 - s' to the label and s' / (K - 1) to each other class mean s = s' * K / (K - 1) here.
     averaging: of the weights (`ema`, `swa`); validation and the result then use the average. accumulate: parts into which
     a batch is cut to save memory; batch norm sees the parts. clip_norm: largest global norm of the gradient.
+    agc: adaptive clipping, the largest norm of a unit's gradient as a share of its weights' (Brock et al., 2021, arXiv
+    2102.06171); the last linear layer is left out.
     patience: stop after so many validations without a better one. validate_every: epochs between validations.
     accelerator, devices, nodes, strategy, precision: as in Lightning Fabric ("cpu", "cuda"; 1; 1; "auto" or "ddp";
     "32-true", "bf16-mixed", "16-mixed"). Processes are started by torchrun or Slurm, or by Fabric itself for
@@ -78,6 +80,7 @@ class Trainer:
     averaging: AveragingField = None
     accumulate: int = 1
     clip_norm: float | None = None
+    agc: float | None = None
     patience: int | None = None
     validate_every: int = 1
     accelerator: str = "auto"
@@ -95,7 +98,7 @@ class Trainer:
                 raise bad(name, getattr(self, name), "a whole number >= 1")
         if not 0 <= self.label_smoothing <= 1:
             raise bad("label_smoothing", self.label_smoothing, "a share in [0, 1]")
-        for name in ("clip_norm", "patience"):
+        for name in ("clip_norm", "agc", "patience"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise bad(name, value, "a number > 0, or None")
