@@ -85,6 +85,7 @@ def test_no_reversal_leaves_the_classifier_to_its_own_terms():
 def test_without_the_domain_head_it_is_half_half_or_trades(robust, beta):
     recipe = DIAL(ATTACK, robust=robust, beta=beta, domain_weight=0.0)
     system, batch, step = ready(recipe, plain())
+    assert not hasattr(system, "domain")
     twin = copy.deepcopy(system)
     loss = recipe.loss(system, batch, step)
     natural, adversarial = twin.model(batch.x), twin.model(batch.extra["adversarial"])

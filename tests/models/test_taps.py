@@ -127,3 +127,9 @@ def test_tokens_are_no_map():
 
     with pytest.raises(BadInput, match="map"):
         last_map(Tokens(), X)
+
+
+def test_a_convolution_may_make_the_logits():
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 3, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    assert penultimate(model, X) == Tap("2", "input")
+    assert last_map(model, X) == Tap("1")

@@ -80,7 +80,8 @@ class DIAL(Recipe):
         tap = penultimate(model, x, self.features)
         with torch.no_grad(), frozen(model):
             width = vectors(see(model, x, tap)[1]).shape[1]
-        system: Any = System(model, domain=domain_head(width, self.head_width))
+        head = {"domain": domain_head(width, self.head_width)} if self.domain_weight else {}  # none that never learns
+        system: Any = System(model, **head)
         system.tap = tap
         return system
 

@@ -103,7 +103,7 @@ class FAAT(Recipe):
             told = [system.discriminator(z.detach()) for _, z in seen]
             targets = self.targets(batch.y, seen[0][0].shape[1])
             _say_how_well(step, told, targets)
-            return sum(F.cross_entropy(t, q.to(t)) / 2 for t, q in zip(told, targets))  # type: ignore[return-value]
+            return sum(blame(t, q) / 2 for t, q in zip(told, targets))  # type: ignore[return-value]
 
         yield Update(tell, opt="discriminator")
         yield Update(lambda: self._learn(system, seen, batch.y, step), freeze=(system.discriminator,))
@@ -122,7 +122,7 @@ class FAAT(Recipe):
             as_natural, as_adversarial = self.targets(y, natural.shape[1])
             moved = {"natural": [(z, as_adversarial)], "adversarial": [(z_adv, as_natural)]}
             pairs = [p for side, found in moved.items() if self.move in (side, "both") for p in found]
-            fooled = [F.cross_entropy(system.discriminator(h), q.to(h)) for h, q in pairs]
+            fooled = [blame(system.discriminator(h), q) for h, q in pairs]
             terms["loss_domain"] = domain * torch.stack(fooled).sum()
         if kl:
             terms["loss_kl"] = kl * divergence(natural, adversarial).mean()
@@ -140,6 +140,12 @@ class FAAT(Recipe):
         low, high = self.smoothing / (classes - 1), 1 - self.smoothing
         natural, adversarial = torch.cat([other, own], 1), torch.cat([own, other], 1)
         return natural.clamp(low, high), adversarial.clamp(low, high)
+
+
+def blame(told: Tensor, targets: Tensor) -> Tensor:
+    """H(q, D), in single precision at least, which the small targets need."""
+    precision = torch.promote_types(told.dtype, torch.float32)
+    return F.cross_entropy(told.to(precision), targets.to(precision))
 
 
 def conv(channels: int, classes: int) -> nn.Module:
