@@ -17,6 +17,7 @@ from withstand.files import slug
 from withstand.models import as_target, check_compatible, frozen, load_model
 from withstand.models.threads import suited_threads
 from withstand.protocols import Dataset, Target
+from withstand.registry import entries
 
 SHARD = 128
 """Examples in a unit of work: small enough that a lost one costs little."""
@@ -123,24 +124,30 @@ def make_plan(
     """Load what an audit works on and refuse what does not fit together; see `audit` for the arguments."""
     device = _device(device)
     targets, examples = _models(models, device), as_dataset(data)
+    for target in targets.values():
+        check_compatible(target, examples)  # an endpoint learns here what it returns, and so what it allows
     access = frozenset().union(*(t.access for t in targets.values()))
     chosen = checks_of(preset, checks, examples.space, given or {}, access)
     needs = {need.name: need.what for check in chosen.values() for need in check.needs}
     for name in given or {}:
         if name not in needs:
-            raise unknown("given", name, needs) if needs else bad("given", name, "nothing: no check of this audit asks")
+            every = {need.name for entry in entries("check") for need in entry.load().needs}
+            if name not in every:
+                raise unknown("given", name, every)
+            raise bad("given", name, f"what the checks of this audit ask for: {', '.join(needs) or 'nothing'}")
     plan = Plan(
         models=targets,
         data=examples,
         checks=chosen,
-        given={name: _given(name, thing, needs[name], device) for name, thing in (given or {}).items()},
+        given={name: _given(name, thing, needs[name], examples, device) for name, thing in (given or {}).items()},
         preset="" if checks else preset,
         seed=seed,
         device=device,
         block=block,
     )
-    for target in plan.models.values():
-        check_compatible(target, plan.data)
+    for name, thing in plan.given.items():
+        if needs[name] == "model":
+            check_compatible(thing, plan.data)
     return plan
 
 
@@ -234,12 +241,20 @@ def _models(models: Any, device: str) -> dict[str, Target]:
     return {name: _place(load_model(m) if isinstance(m, str) else as_target(m), device) for name, m in named.items()}
 
 
-def _given(name: str, thing: Any, what: str, device: str) -> Any:
+def _given(name: str, thing: Any, what: str, data: Dataset, device: str) -> Any:
     if what == "model":
         return _place(load_model(thing) if isinstance(thing, str) else as_target(thing), device)
     if what == "data":
-        return load_data(thing) if isinstance(thing, str) else as_dataset(thing)
+        return _like(thing, data) if isinstance(thing, str) else as_dataset(thing)
     raise bad(f"given {name}", what, "a model or a data set")
+
+
+def _like(name: str, data: Dataset) -> Dataset:
+    """A data set by name, brought to the size and channels of the audited one where they differ."""
+    shape = data.space.shape
+    if shape is None or len(shape) != 3 or None in shape or shape[1] != shape[2]:
+        return load_data(name)
+    return load_data(name, size=shape[1], channels=shape[0])
 
 
 def _place(target: Target, device: str) -> Target:

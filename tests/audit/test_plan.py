@@ -1,0 +1,125 @@
+"""What an audit is about to do: which checks, on what, with what beside it."""
+
+import pytest
+import torch
+from torch import nn
+
+import withstand as ws
+from withstand.audit.plan import make_plan
+from withstand.audit.presets import PRESETS, checks_of, radii_of
+from withstand.data import from_arrays
+from withstand.errors import BadInput
+from withstand.protocols import Space
+
+
+class Learns:
+    """A black box that knows what it returns only after its first answer."""
+
+    name, task, module, space = "box", "classification", None, Space((1, 8, 8), (0.0, 1.0), None)
+    access = frozenset({"decision"})
+
+    def __call__(self, x):
+        self.access = frozenset({"decision", "scores"})
+        return x.flatten(1)[:, :10]
+
+    def fingerprint(self):
+        return "box"
+
+
+def net(shape=(1, 8, 8), classes=10):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(int(torch.tensor(shape).prod()), classes))
+
+
+@pytest.fixture
+def data():
+    x = torch.rand(20, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    return from_arrays(x, torch.arange(20) % 10, classes=10)
+
+
+def test_what_an_endpoint_allows_is_learned_before_the_checks_are_chosen(data):
+    plan = make_plan({"box": Learns()}, data, "quick")
+    attacks = [repr(c) for name, c in plan.checks.items() if name.startswith("blackbox")]
+    assert any("square" in text for text in attacks)
+    assert any("boundary" in text for text in attacks)
+    assert not plan.checks.keys() & {"robust", "curve"}
+
+
+@pytest.mark.data
+def test_a_named_other_set_is_brought_to_the_shape_of_the_audited_one(data, data_root, monkeypatch):
+    monkeypatch.setenv("WITHSTAND_DATA", str(data_root))
+    plan = make_plan({"net": net()}, data, "quick", given={"ood": "dtd"})  # photographs of several shapes
+    assert plan.given["ood"].space.shape == (1, 8, 8)
+    assert "unfamiliar" in plan.checks
+
+
+def test_other_models_must_fit_the_data(data):
+    with pytest.raises(BadInput, match="does not fit"):
+        make_plan({"net": net()}, data, "quick", given={"surrogate": net(classes=7)})
+
+
+def test_what_no_check_asks_for_is_refused(data):
+    with pytest.raises(BadInput, match="Did you mean surrogate"):
+        make_plan({"net": net()}, data, "quick", given={"surogate": net()})
+    with pytest.raises(BadInput, match="given: got surrogate; allowed: what the checks of this audit ask for: nothing"):
+        make_plan({"net": net()}, data, checks=["clean"], given={"surrogate": net()})
+
+
+def names(preset="standard", **arguments):
+    return list(checks_of(preset, **arguments))
+
+
+ALL = ("gradients", "features", "scores", "decision")
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_hold_what_applies(preset):
+    colour, given = Space((3, 32, 32)), {"surrogate", "ood"}
+    everything = names(preset, space=colour, given=given, access=ALL)
+    assert {"clean", "robust", "curve", "per_class", "corruptions", "transfer", "unfamiliar", "trust"} <= {*everything}
+    assert not {"transfer", "unfamiliar"} & {*names(preset, space=colour, access=ALL)}  # nothing was given
+    assert "corruptions" not in names(preset, space=Space((7,), None))
+    assert "corruptions" in names(preset, space=Space((1, 8, 8)))
+    scores = names(preset, space=colour, given=given, access=("scores", "decision"))
+    assert {"clean", "blackbox", "blackbox-2", "unfamiliar"} <= {*scores}
+    assert not {"robust", "curve", "minimum_distance"} & {*scores}
+    decisions = checks_of(preset, space=colour, access=("decision",))
+    assert [repr(c) for n, c in decisions.items() if n.startswith("blackbox")] == [
+        repr(c) for n, c in decisions.items() if n == "blackbox"
+    ]
+    assert "boundary" in repr(decisions["blackbox"])
+
+
+def test_alexnet_is_the_reference_of_imagenet_alone():
+    imagenet = Space((3, 224, 224), classes=1000)
+    assert checks_of("standard", space=imagenet)["corruptions"].reference == "alexnet"
+    assert checks_of("standard", space=imagenet, given={"reference"})["corruptions"].reference is None
+    assert checks_of("quick", space=imagenet)["corruptions"].reference is None
+    assert checks_of("standard", space=Space((3, 224, 224), classes=10))["corruptions"].reference is None
+
+
+@pytest.mark.parametrize(
+    ("shape", "radii"),
+    [
+        ((3, 32, 32), ("linf(8/255)", "l2(0.5)")),
+        ((3, 224, 224), ("linf(4/255)", "l2(3.0)")),
+        ((1, 224, 224), ("linf(4/255)", "l2(3.0)")),
+        ((1, 28, 28), ("linf(0.3)", "l2(2.0)")),
+        ((1, 8, 8), ("linf(0.15)", "l2(0.5)")),
+        (None, ("linf(8/255)", "l2(0.5)")),
+    ],
+)
+def test_radii_are_the_usual_ones_of_the_data(shape, radii):
+    assert radii_of(Space(shape)) == radii
+
+
+def test_checks_by_hand_are_taken_as_they_are_and_numbered():
+    assert names(checks=["clean", "clean(examples=5)", ws.parse("per_class", "check")]) == [
+        "clean",
+        "clean-2",
+        "per_class",
+    ]
+    with pytest.raises(BadInput, match="at least one of"):
+        checks_of(checks=[])
+    with pytest.raises(BadInput, match="Did you mean quick"):
+        checks_of("quik")
