@@ -12,7 +12,9 @@ def accuracy(name, value, width=0.02, **condition):
 
 
 def said(*metrics, flags=(), complete=True, shape=(3, 32, 32)):
-    result = CheckResult("model", "robust", "Robust accuracy", "robust()", status="done", metrics=list(metrics), flags=list(flags))
+    result = CheckResult(
+        "model", "robust", "Robust accuracy", "robust()", status="done", metrics=list(metrics), flags=list(flags)
+    )
     return verdict(Scorecard("run", results=[result], data={"shape": shape}, complete=complete), "model")
 
 

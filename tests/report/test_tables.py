@@ -126,3 +126,13 @@ def test_tables_of_an_empty_card_are_made():
     assert "Measure" in shown(card)
     assert "| Measure | n |" in markdown(card)
     assert ElementTree.fromstring(junit(card, {})).tag == "testsuites"
+
+
+def test_comparisons_that_leave_zero_open_are_counted_in_one_line(run):
+    card, _ = run
+    clear = card["comparisons"][0]
+    unclear = clear | {"low": -0.01, "high": 0.02, "gained": [7], "lost": [8, 9]}
+    text = " ".join(shown({**card, "comparisons": [clear, unclear, unclear]}).split())
+    assert "2 other comparisons without a clear difference" in text
+    assert "1 gained, 2 lost" not in text
+    assert "without a clear difference" not in " ".join(shown({**card, "comparisons": [clear]}).split())
