@@ -13,24 +13,29 @@ from torch.nn import functional as F
 
 from withstand.models.layers.weight_standardised import WSConv2d
 
-_WIDTHS = (64, 128, 256, 512)
-
 
 class ResNet(nn.Module):
     """ResNet of basic blocks with a 3x3 stem and no pooling before the first stage; preact: normalise before convolving.
 
-    Input [N, channels, H, W], 32x32 as a rule; stages of 64, 128, 256 and 512 channels; (2, 2, 2, 2) makes ResNet-18.
+    Input [N, channels, H, W], 32x32 as a rule; stages of width, 2, 4 and 8 times width channels; (2, 2, 2, 2) blocks of
+    width 64 make ResNet-18.
     """
 
     def __init__(
-        self, blocks: Sequence[int] = (2, 2, 2, 2), preact: bool = False, channels: int = 3, classes: int = 10
+        self,
+        blocks: Sequence[int] = (2, 2, 2, 2),
+        preact: bool = False,
+        width: int = 64,
+        channels: int = 3,
+        classes: int = 10,
     ) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(channels, 64, 3, padding=1, bias=False)
-        self.layers = _stages(blocks, lambda a, b, stride, _: (_PreactBlock if preact else _Block)(a, b, stride))
+        last = width << (len(blocks) - 1)
+        self.conv1 = nn.Conv2d(channels, width, 3, padding=1, bias=False)
+        self.layers = _stages(blocks, width, lambda a, b, stride, _: (_PreactBlock if preact else _Block)(a, b, stride))
         # the stem is normalised at once in the plain form, the last sum in the pre-activated one
-        self.bn1 = nn.BatchNorm2d(_WIDTHS[len(blocks) - 1] if preact else 64)
-        self.linear = nn.Linear(_WIDTHS[len(blocks) - 1], classes)
+        self.bn1 = nn.BatchNorm2d(last if preact else width)
+        self.linear = nn.Linear(last, classes)
         self.preact = preact
 
     def forward(self, x: Tensor) -> Tensor:
@@ -50,10 +55,15 @@ class NFResNet(nn.Module):
     """
 
     def __init__(
-        self, blocks: Sequence[int] = (2, 2, 2, 2), alpha: float = 0.2, channels: int = 3, classes: int = 10
+        self,
+        blocks: Sequence[int] = (2, 2, 2, 2),
+        alpha: float = 0.2,
+        width: int = 64,
+        channels: int = 3,
+        classes: int = 10,
     ) -> None:
         super().__init__()
-        self.conv1 = WSConv2d(channels, 64, 3, padding=1, scale=1.0)
+        self.conv1 = WSConv2d(channels, width, 3, padding=1, scale=1.0)
         variance = 1.0
 
         def block(before: int, after: int, stride: int, first: bool) -> nn.Module:
@@ -62,8 +72,8 @@ class NFResNet(nn.Module):
             variance = (1.0 if first else variance) + alpha**2
             return made
 
-        self.layers = _stages(blocks, block)
-        self.linear = nn.Linear(_WIDTHS[len(blocks) - 1], classes)
+        self.layers = _stages(blocks, width, block)
+        self.linear = nn.Linear(width << (len(blocks) - 1), classes)
         for module in self.modules():
             if isinstance(module, WSConv2d):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
@@ -76,12 +86,12 @@ class NFResNet(nn.Module):
         return self.linear(F.relu(self.layers(self.conv1(x))).mean((2, 3)))
 
 
-def _stages(blocks: Sequence[int], block: Callable[[int, int, int, bool], nn.Module]) -> nn.Sequential:
-    made, before = [], 64
-    for i, (n, width) in enumerate(zip(blocks, _WIDTHS)):
+def _stages(blocks: Sequence[int], width: int, block: Callable[[int, int, int, bool], nn.Module]) -> nn.Sequential:
+    made, before = [], width
+    for i, n in enumerate(blocks):
         for k in range(n):
-            made.append(block(before, width, 2 if i and not k else 1, k == 0))
-            before = width
+            made.append(block(before, width << i, 2 if i and not k else 1, k == 0))
+            before = width << i
     return nn.Sequential(*made)
 
 

@@ -37,6 +37,18 @@ ZOO = (
     Entry("digits_bn_cnn", "small CNN with batch norm for 8x8 grey images", (1, 8, 8), "small:small_bn_cnn"),
     Entry("mnist_bn_cnn", "small CNN with batch norm for 28x28 grey images", (1, 28, 28), "small:small_bn_cnn"),
     Entry(
+        "digits_preact", "pre-activation ResNet of 4 blocks with batch norm for 8x8 grey images", (1, 8, 8),
+        "resnet:ResNet", {"blocks": (2, 2), "preact": True, "width": 16, "channels": 1},
+    ),
+    Entry(
+        "digits_nf", "the same without normalisation layers", (1, 8, 8), "resnet:NFResNet",
+        {"blocks": (2, 2), "width": 16, "channels": 1},
+    ),
+    Entry(
+        "digits_vit", "small vision transformer with dropout for 8x8 grey images", (1, 8, 8), "vit:vit",
+        {"dim": 48, "heads": 3, "depth": 3, "side": 8, "patch": 2, "drop": 0.1, "drop_path": 0.1, "channels": 1},
+    ),
+    Entry(
         "cnn_a", "two convolutions and two linear layers, 32x32 RGB", (3, 32, 32), "small:cnn_a",
         normalise=((0.4914, 0.4824, 0.4467), (0.2009, 0.1984, 0.2023)),
     ),
