@@ -1,7 +1,8 @@
 """NoFrost beside the same mixture through batch norm, in the three forms that batch norm allows, on scikit-learn's digits.
 
 Two residual networks of four blocks and equal widths, one with batch norm and one without normalisation, each at the
-learning rate that suits it: zero-initialised branches and weight standardisation need a larger one. The published gain is
+learning rate that suits it: zero-initialised branches and weight standardisation need a larger one, and the norm of
+the gradient clipped at 1 (without it, 0.4 stays at chance). The published gain is
 for ImageNet; how large it is depends on the form of the baseline, so all are here.
 """
 
@@ -12,9 +13,9 @@ from withstand.protocols import Claim
 from withstand.reproductions.arms import Arm, digits_scales, measure_arms
 
 SYSTEM = "nofrost"
-SCALES = digits_scales(network="digits_preact", epochs=30, batch=50)
+SCALES = digits_scales(network="digits_preact", epochs=20, batch=50)
 _MIX = "attack={attack}"
-_NF: dict[str, Any] = {"optimizer": "sgd(0.4, weight_decay=5e-5)"}
+_NF: dict[str, Any] = {"optimizer": "sgd(0.4, weight_decay=5e-5)", "clip_norm": 1.0}
 ARMS = {
     "bn_two_pass": Arm(f"half_half({_MIX})"),
     "bn_joint": Arm(f"half_half({_MIX}, norm='joint')"),
@@ -22,7 +23,9 @@ ARMS = {
     "bn_adversarial_only": Arm(f"pgd_at({_MIX})"),
     "nf_standard": Arm("standard", _NF, "digits_nf"),
     "nofrost": Arm(f"nofrost({_MIX})", _NF, "digits_nf"),
-    "nofrost_low_rate": Arm(f"nofrost({_MIX})", {"optimizer": "sgd(0.1, weight_decay=5e-5)"}, "digits_nf"),
+    "nofrost_low_rate": Arm(
+        f"nofrost({_MIX})", {"optimizer": "sgd(0.1, weight_decay=5e-5)", "clip_norm": 1.0}, "digits_nf"
+    ),
 }
 
 _PAPER = "Wang et al., 2022, arXiv 2207.01156, abstract: ImageNet, ResNet-50, clean 59.28 -> 74.06, PGD 13.57 -> 23.56"

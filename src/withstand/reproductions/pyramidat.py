@@ -15,7 +15,7 @@ from withstand.reproductions.arms import Arm, digits_scales, measure_arms, right
 
 SYSTEM = "pyramidat"
 SCALES = digits_scales(
-    network="digits_vit", train=600, epochs=60, batch=50, optimizer="adamw(2e-3)", eps=0.05,
+    network="digits_vit", train=600, epochs=45, batch=20, optimizer="adamw(2e-3)", eps=0.05,
     attack="pgd(linf(0.012), steps=3, step=1/3, random_start=False, parameterisation=pyramid((4, 2, 1), (20, 10, 1)))",
 )  # fmt: skip
 _RANDOM = "pgd(linf(0.012), steps=1, step=1e-6, parameterisation=pyramid((4, 2, 1), (20, 10, 1)))"
