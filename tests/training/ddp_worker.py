@@ -32,6 +32,6 @@ if __name__ == "__main__":
         for sync in (False, True):
             fitted = train(name, str(folder / f"{name}{sync}"), devices=2, sync_norm=sync)
             rank = torch.distributed.get_rank()
-            found[f"{name} {sync}"] = [row["accuracy"] for row in fitted.history]
+            found[f"{name} {sync}"] = [(row["accuracy"], row["loss"]) for row in fitted.history]
             torch.save(fitted.last.state_dict(), folder / f"{name}{sync}.{rank}.pt")
     (folder / f"history.{rank}.json").write_text(json.dumps(found))

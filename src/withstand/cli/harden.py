@@ -142,6 +142,8 @@ def run(
                 progress=draw,
                 loggers=loggers,
             )
+        if after.fitted.rank:
+            return  # the first process tells the rest
         if after.fitted.stopped:
             say(f"stopped early: {after.fitted.stopped}")
         show(table([_line(row, after.fitted.best_epoch) for row in _shown(after.history, after.fitted.best_epoch)]))

@@ -88,7 +88,7 @@ def harden(
     learned, held = split(examples, validation, seed)
     fitted = trainer.fit(recipe, target.module, learned, held, judge_of(judge, recipe), out, seed, progress, loggers)
     after = Hardened(fitted.model, target, name or f"{target.name} + {recipe.component_name}", fitted)
-    if out is not None:
+    if out is not None and fitted.rank == 0:
         entry = describe(target, space)
         if entry is not None:
             best = "last" if fitted.best_epoch is None else "best"

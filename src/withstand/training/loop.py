@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from withstand.errors import Diverged, Unavailable, bad
 from withstand.files import lock, write_atomic, write_json
@@ -25,14 +24,12 @@ from withstand.random import Rows, derive
 from withstand.registry import is_component, live
 from withstand.training import checkpoints
 from withstand.training.averaging import Average
+from withstand.training.devices import ALL, launched, memory_advice, synchronise
 from withstand.training.feed import micro_batches, shares
 from withstand.training.logs import as_csv
 from withstand.training.recipe import Step
 from withstand.training.trainer import Fitted, Moment, Trainer
 from withstand.training.validate import validate
-
-ALL = "all"
-"""The one branch of a batch norm that is synchronised."""
 
 
 class Advance(nn.Module):
@@ -78,7 +75,7 @@ class Loop:
         self.rates = [group["lr"] for group in made["main"].param_groups]
 
         # where several optimisers take turns, an update leaves parameters out
-        self.fabric = _fabric(trainer, find_unused_parameters=len(made) > 1)
+        self.fabric = launched(trainer, find_unused_parameters=len(made) > 1)
         self.rank, self.world = self.fabric.global_rank, self.fabric.world_size
         if trainer.channels_last:
             self.system.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -114,7 +111,7 @@ class Loop:
                 while self.step < self.steps and not self.stopped:
                     self._epoch()
             except torch.OutOfMemoryError as error:
-                raise Unavailable(_memory_advice(self.trainer, error)) from error
+                raise Unavailable(memory_advice(self.trainer, error)) from error
             return self._result()
 
     def _epoch(self) -> None:
@@ -213,7 +210,7 @@ class Loop:
 
     def _close(self, epoch: int, speed: float) -> None:
         row: dict[str, Any] = {"epoch": epoch + 1, "step": self.step}
-        row |= {name: total / self.per_epoch for name, total in self.sums.items()}
+        row |= {name: total / self.per_epoch for name, total in self._over_processes(self.sums).items()}
         row["lr"] = self.optimizers["main"].param_groups[0]["lr"]
         row["images_per_second"] = round(speed, 1)
         self.sums = {}
@@ -246,6 +243,12 @@ class Loop:
             logger(self.step, row)
         self._show(epoch)
 
+    def _over_processes(self, sums: dict[str, float]) -> dict[str, float]:
+        if self.world == 1:
+            return sums
+        mean = self.fabric.all_reduce(torch.tensor(list(sums.values()), dtype=torch.float64), reduce_op="mean")
+        return dict(zip(sums, mean.tolist()))
+
     def shipped(self) -> nn.Module:
         """The model as it would be shipped now, a copy in eval mode with averaged weights where there are any."""
         if self.average is None:
@@ -266,7 +269,7 @@ class Loop:
         if self.best_state is not None:
             best = copy.deepcopy(last)
             core(best).load_state_dict(self.best_state)
-        return Fitted(best, last, self.history, self.best["epoch"], self.step, self.stopped, self.folder)
+        return Fitted(best, last, self.history, self.best["epoch"], self.step, self.stopped, self.folder, self.rank)
 
     def _show(self, epoch: int) -> None:
         if self.progress is None or self.rank:
@@ -362,42 +365,6 @@ class Loop:
         return "nothing was saved." if self.folder is None else f"the last good checkpoint stays in {self.folder}."
 
 
-def synchronise(system: nn.Module) -> None:
-    """Let batch norm take its statistics over all processes, in place; torch's own form does so on GPUs only."""
-    for part in list(system.modules()):
-        if isinstance(part, BranchNorm):
-            part.sync = all(isinstance(m, _BatchNorm) for m in part.branches.values())
-            continue
-        for name, child in list(part._modules.items()):
-            if isinstance(child, _BatchNorm) and not isinstance(part, nn.ModuleDict):
-                part._modules[name] = BranchNorm(child, [ALL], sync=True)
-
-
-def _fabric(trainer: Trainer, find_unused_parameters: bool) -> Any:
-    from lightning_fabric import Fabric
-    from lightning_fabric.strategies import DDPStrategy
-
-    try:
-        strategy: Any = trainer.strategy
-        if strategy == "ddp":
-            # buffers are each process's own: several passes may stand between two updates
-            strategy = DDPStrategy(find_unused_parameters=find_unused_parameters, broadcast_buffers=False)
-        fabric = Fabric(
-            accelerator=trainer.accelerator,
-            devices=trainer.devices,
-            num_nodes=trainer.nodes,
-            strategy=strategy,
-            precision=trainer.precision,  # type: ignore[arg-type]
-        )
-    except (ValueError, RuntimeError) as error:
-        settings = f"{trainer.accelerator}, {trainer.devices} devices, {trainer.strategy}, {trainer.precision}"
-        raise bad(
-            "accelerator, devices, strategy, precision", settings, "what Lightning Fabric offers", str(error)
-        ) from None
-    fabric.launch()
-    return fabric
-
-
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
     with torch.random.fork_rng():
@@ -419,12 +386,3 @@ def _held_still(parts: Sequence[nn.Module]) -> Iterator[None]:
 
 def _cuda(device: torch.device) -> list[int]:
     return [device.index or 0] if device.type == "cuda" else []
-
-
-def _memory_advice(trainer: Trainer, error: BaseException) -> str:
-    return (
-        f"the device ran out of memory ({str(error).splitlines()[0]}). Cut the batch into parts "
-        f"(accumulate={2 * trainer.accumulate}), take a smaller batch than {trainer.batch}, or use "
-        'precision="bf16-mixed". The training goes on from its last checkpoint only with the settings it began with; '
-        "choose a new folder for others."
-    )

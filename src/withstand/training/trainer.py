@@ -23,7 +23,7 @@ class Fitted:
 
     model: the best by validation where there was one, else the last; in eval mode. last: the last. history: one row per
     epoch. best_epoch: counted from 1, None without validation. steps: updates of the main optimiser. stopped: why it ended
-    before its time, else "". folder: where it was written.
+    before its time, else "". folder: where it was written. rank: of this process; the first, 0, is the one that writes.
     """
 
     model: nn.Module
@@ -33,6 +33,7 @@ class Fitted:
     steps: int = 0
     stopped: str = ""
     folder: Path | None = None
+    rank: int = 0
 
 
 @dataclass(frozen=True)
