@@ -7,10 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 from withstand.protocols import Claim
-from withstand.reproductions.arms import Arm, digits_scales, measure_arms
+from withstand.reproductions.arms import Arm, cifar_scale, digits_scales, measure_arms
 
 SYSTEM = "advprop"
-SCALES = digits_scales(train=200, epochs=60, batch=20)
+SCALES = digits_scales(train=200, epochs=60, batch=20) | cifar_scale()
 _ATTACK = "attack=pgd(linf({eps}), steps=5, clean_starts=0.2)"
 ARMS = {
     "standard": Arm("standard"),

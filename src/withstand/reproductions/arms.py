@@ -18,12 +18,14 @@ from withstand.registry import parse
 from withstand.threats import Linf
 from withstand.training import Trainer
 
+TRAINER = ("epochs", "batch", "optimizer", "schedule", "augment", "precision", "channels_last", "accelerator")
+"""Settings of a scale that are the trainer's."""
 CORRUPTIONS = ("gaussian_noise", "defocus_blur", "brightness", "contrast", "pixelate")
 
 
 @dataclass(frozen=True)
 class Arm:
-    """recipe: its text, in which {eps}, {attack} stand for the settings of the scale. trainer: settings of its own beside
+    """recipe: its text, in which {eps}, {attack}, ... stand for settings of the scale. trainer: settings of its own beside
     those of the scale. network: a name of the zoo where it differs."""
 
     recipe: str
@@ -42,6 +44,18 @@ def digits_scales(**changes: Any) -> dict[str, dict[str, Any]]:
     return {"smoke": smoke, "cpu": cpu}
 
 
+def cifar_scale(**changes: Any) -> dict[str, dict[str, Any]]:
+    """Settings of the same experiments on CIFAR-10 with a ResNet-18, Linf 8/255, on one GPU."""
+    gpu = {
+        "data": "cifar10", "network": "resnet18", "eps": 8 / 255, "attack": "pgd(linf(8/255), steps=5, step=1/4)",
+        "epochs": 15, "batch": 256, "optimizer": "sgd(0.2)", "schedule": "one_cycle", "augment": "crop_flip(4)",
+        "precision": "bf16-mixed", "channels_last": True, "accelerator": "cuda", "device": "cuda",
+        "train": 30_000, "test": 2000, "attacked": 500, "queries": 5000,
+        "networks": {"digits_nf": "nf_resnet18"},
+    }  # fmt: skip
+    return {"gpu": gpu | changes}
+
+
 def measure_arms(
     arms: Mapping[str, Arm],
     settings: Mapping[str, Any],
@@ -52,20 +66,22 @@ def measure_arms(
     """Train every arm and judge it: rows of accuracy, robust accuracy under AutoAttack, accuracy under corruptions.
 
     settings: data, network, eps, attack (the inner attack's text), epochs, batch, optimizer, schedule, train (examples),
-    test (examples), attacked (test examples that AutoAttack faces). The best epoch by validation is judged, for all arms
+    test (examples), attacked (test examples that AutoAttack faces); further settings of the trainer (`TRAINER`), device, and
+    networks: by which of them those that arms name are replaced. The best epoch by validation is judged, for all arms
     alike: by PGD on a tenth of the training examples, or by clean accuracy where a recipe has no attack. more: what else to
     measure, called with the arm's name, what `harden` returned and the test examples.
     """
     learn = sample(settings["data"], "train", settings["train"], seed)
     test = sample(settings["data"], "test", settings["test"], 0).batch(range(settings["test"]))
-    x, y = test.x, test.y
-    assert y is not None
+    assert test.y is not None
+    x, y = test.x.to(settings.get("device", "cpu")), test.y.to(settings.get("device", "cpu"))
     rows = []
     for name, arm in arms.items():
         progress(f"{name}: training")
-        network = fresh(arm.network or settings["network"], len(learn.classes), seed)
-        trainer = Trainer(**{k: settings[k] for k in ("epochs", "batch", "optimizer", "schedule")} | dict(arm.trainer))
-        recipe = parse(arm.recipe.format(**{k: settings[k] for k in ("eps", "attack")}), "recipe")
+        own = arm.network or settings["network"]
+        network = fresh(settings.get("networks", {}).get(own, own), len(learn.classes), seed)
+        trainer = Trainer(**{k: settings[k] for k in TRAINER if k in settings} | dict(arm.trainer))
+        recipe = parse(arm.recipe.format(**settings), "recipe")
         hardened = harden(network, learn, recipe, trainer=trainer, seed=seed, name=name)
         progress(f"{name}: judging")
         rows += judged(name, hardened.module, x, y, settings, seed)
@@ -76,7 +92,7 @@ def measure_arms(
 
 def judged(name: str, model: nn.Module, x: Tensor, y: Tensor, settings: Mapping[str, Any], seed: int) -> list[dict]:
     """Clean, robust and corrupted accuracy of one model, example by example."""
-    model.eval()
+    model.to(x.device).eval()
     rows = [row(name, "accuracy", right(model, x, y))]
     few = slice(0, settings["attacked"])
     attack = AutoAttack(Linf(settings["eps"]), queries=settings.get("queries", 1000))

@@ -8,11 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 from withstand.protocols import Claim
-from withstand.reproductions.arms import Arm, digits_scales, measure_arms
+from withstand.reproductions.arms import Arm, cifar_scale, digits_scales, measure_arms
 from withstand.reproductions.probes import domain_probe
 
 SYSTEM = "dial"
-SCALES = digits_scales()
+SCALES = digits_scales() | cifar_scale()
 ARMS = {
     "pgd_at": Arm("pgd_at(attack={attack})"),
     "dial_ce_without_head": Arm("dial(attack={attack}, domain_weight=0.0)"),

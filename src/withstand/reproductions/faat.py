@@ -8,11 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 from withstand.protocols import Claim
-from withstand.reproductions.arms import Arm, digits_scales, measure_arms
+from withstand.reproductions.arms import Arm, cifar_scale, digits_scales, measure_arms
 from withstand.reproductions.probes import domain_probe
 
 SYSTEM = "faat"
-SCALES = digits_scales()
+SCALES = digits_scales() | cifar_scale()
 _D = "attack={attack}, discriminator='mlp', optimizer=adam(1e-3, betas=(0.9, 0.99))"
 ARMS = {
     "faat_without_term": Arm(f"faat({_D}, weights=(0.0, 1.0, 0.0, 0.0))"),

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from typing import Any
 
 from withstand.protocols import Claim
-from withstand.reproductions.arms import Arm, digits_scales, measure_arms
+from withstand.reproductions.arms import Arm, cifar_scale, digits_scales, measure_arms
 
 SYSTEM = "iat"
-SCALES = digits_scales(train=200, epochs=60, batch=20)
+SCALES = digits_scales(train=200, epochs=60, batch=20) | cifar_scale()
 ARMS = {
     "standard": Arm("standard"),
     "mixup": Arm("standard", {"augment": "mixup(1.0)"}),

@@ -10,10 +10,10 @@ from collections.abc import Callable
 from typing import Any
 
 from withstand.protocols import Claim
-from withstand.reproductions.arms import Arm, digits_scales, measure_arms
+from withstand.reproductions.arms import Arm, cifar_scale, digits_scales, measure_arms
 
 SYSTEM = "nofrost"
-SCALES = digits_scales(network="digits_preact", epochs=20, batch=50)
+SCALES = digits_scales(network="digits_preact", epochs=20, batch=50) | cifar_scale()
 _MIX = "attack={attack}"
 _NF: dict[str, Any] = {"optimizer": "sgd(0.4, weight_decay=5e-5)", "clip_norm": 1.0}
 ARMS = {

@@ -39,7 +39,9 @@ def domain_probe(eps: float, seed: int, by_class: bool = False) -> Callable[...,
 
 
 def _told(natural: np.ndarray, adversarial: np.ndarray, train: np.ndarray, test: np.ndarray) -> np.ndarray:
-    """Share of the two domains of each test image that is told right, [number of test images]."""
+    """Share of the two domains of each test image that is told right, [number of test images]; 1/2 with none to learn from."""
+    if not train.any() or not test.any():
+        return np.full(int(test.sum()), 0.5)
     fitted = np.concatenate([natural[train], adversarial[train]])
     domain = np.repeat([0, 1], train.sum())
     scale = StandardScaler().fit(fitted)

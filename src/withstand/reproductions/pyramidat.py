@@ -11,19 +11,40 @@ import torch
 from torch import Tensor
 
 from withstand.protocols import Claim
-from withstand.reproductions.arms import Arm, digits_scales, measure_arms, right, row
+from withstand.reproductions.arms import Arm, cifar_scale, digits_scales, measure_arms, right, row
 
 SYSTEM = "pyramidat"
+
+
+def _attacks(eps: str, scales: str) -> dict[str, str]:
+    """The attack of the method, and those of the arms beside it: random pyramids and single pixels."""
+    steps = f"pgd(linf({eps}), steps=3, step=1/3, random_start=False, parameterisation="
+    return {
+        "attack": f"{steps}pyramid({scales}, (20, 10, 1)))",
+        "pixel": f"{steps}pyramid((1,), (1,)))",
+        "random": f"pgd(linf({eps}), steps=1, step=1e-6, parameterisation=pyramid({scales}, (20, 10, 1)))",
+    }
+
+
 SCALES = digits_scales(
-    network="digits_vit", train=600, epochs=45, batch=20, optimizer="adamw(2e-3)", eps=0.05,
-    attack="pgd(linf(0.012), steps=3, step=1/3, random_start=False, parameterisation=pyramid((4, 2, 1), (20, 10, 1)))",
-)  # fmt: skip
-_RANDOM = "pgd(linf(0.012), steps=1, step=1e-6, parameterisation=pyramid((4, 2, 1), (20, 10, 1)))"
-_PIXEL = "pgd(linf(0.012), steps=3, step=1/3, random_start=False, parameterisation=pyramid((1,), (1,)))"
+    network="digits_vit",
+    train=600,
+    epochs=45,
+    batch=20,
+    optimizer="adamw(2e-3)",
+    eps=0.05,
+    **_attacks("0.012", "(4, 2, 1)"),
+) | cifar_scale(
+    network="vit_ti",
+    epochs=30,
+    optimizer="adamw(1e-3)",
+    schedule="cosine(warmup=0.1)",
+    **_attacks("3/255", "(8, 4, 1)"),
+)
 ARMS = {
     "standard": Arm("standard"),
-    "random_pyramid": Arm(f"pyramidat(attack={_RANDOM})"),
-    "pixel_at": Arm(f"pyramidat(attack={_PIXEL})"),
+    "random_pyramid": Arm("pyramidat(attack={random})"),
+    "pixel_at": Arm("pyramidat(attack={pixel})"),
     "pyramidat_unmatched": Arm("pyramidat(attack={attack}, matched=False)"),
     "pyramidat": Arm("pyramidat(attack={attack})"),
 }
