@@ -39,7 +39,7 @@ def domain_probe(eps: float, seed: int, by_class: bool = False) -> Callable[...,
 
 
 def _told(natural: np.ndarray, adversarial: np.ndarray, train: np.ndarray, test: np.ndarray) -> np.ndarray:
-    """Share of the two domains of each test image that is told right, [number of test images]; 1/2 with none to learn from."""
+    """Share of the two domains of each test image that is told right, [test images]; 1/2 with nothing to learn from."""
     if not train.any() or not test.any():
         return np.full(int(test.sum()), 0.5)
     fitted = np.concatenate([natural[train], adversarial[train]])
