@@ -44,6 +44,10 @@ def main(out: Path = RESULTS, quick: bool = False) -> dict[str, Any]:
     model, few = pretrained.network("cifar10_cnn_a_adv2").requires_grad_(True), slice(0, 10 if quick else 50)
     groups["autoattack, equal steps"] = race(autoattack(model, x[few], y[few], quick), 1 if quick else 3, None)
     found = {
+        "one_more_step": {
+            name: one_more_step(pretrained.network(name), x[:some], y[:some], rounds)
+            for name, some in list({"cifar10_cnn_a_adv2": n, "cifar10_resnet20": 50}.items())[: 1 if quick else 2]
+        },
         "eps": EPS,
         "steps": steps,
         "threads": torch.get_num_threads(),
@@ -52,6 +56,33 @@ def main(out: Path = RESULTS, quick: bool = False) -> dict[str, Any]:
     }
     write_json(out, found)
     return found
+
+
+def one_more_step(model: nn.Module, x: Tensor, y: Tensor, rounds: int) -> dict[str, float]:
+    """What a further PGD step costs beside a bare pass: (time of 40 steps - time of 10) / time of 30 bare passes.
+
+    What is done once, however many steps follow (checks of the input, sealing the result), is left out here and part of
+    the other groups.
+    """
+    few, many = (
+        ws.attacks.PGD(ws.Linf(EPS), steps=k, step=0.25, random_start=False, keep="last", active=False)
+        for k in (10, 40)
+    )
+    works: list[Work] = [
+        lambda: [pretrained.one_pass(model, x, y) for _ in range(30)],
+        lambda: few(model, x, y),
+        lambda: many(model, x, y),
+    ]
+    ratios = []
+    for _ in range(rounds + 1):
+        times = []
+        for work in works:
+            start = time.perf_counter(), time.process_time()
+            work()
+            times.append((time.perf_counter() - start[0], time.process_time() - start[1]))
+        ratios.append([(times[2][i] - times[1][i]) / times[0][i] for i in (0, 1)])
+    wall, processor = (statistics.median(r[i] for r in ratios[1:]) for i in (0, 1))
+    return {"ratio": round(wall, 3), "ratio_of_processor_time": round(processor, 3)}
 
 
 def pgd(model: nn.Module, x: Tensor, y: Tensor, steps: int) -> dict[str, Work | str]:
