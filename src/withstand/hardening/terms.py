@@ -1,5 +1,6 @@
 """Terms that several losses share."""
 
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -41,6 +42,6 @@ def towards(logits: Tensor, target: Tensor) -> Tensor:
 
 def aimed(attack: Any) -> Any:
     """The attack with labels read as targets. Raises: BadInput for attacks that take no objective."""
-    if not hasattr(attack, "objective"):
+    if "objective" not in {f.name for f in fields(attack)}:
         raise bad("attack", repr(attack), "one that takes an objective, e.g. pgd", "It has to aim at random classes.")
     return replace(attack, objective=towards)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from withstand.errors import Diverged, Unavailable, bad
 from withstand.files import lock, write_atomic, write_json
-from withstand.models.layers import BranchNorm, keep_branch
+from withstand.models.layers import BranchNorm, clip_adaptively, keep_branch
 from withstand.models.target import core
 from withstand.models.weights import read_weights
 from withstand.protocols import Batch, Dataset, Update
@@ -192,6 +192,8 @@ class Loop:
                 self.fabric.clip_gradients(
                     self.wrapped, optimizer, max_norm=self.trainer.clip_norm, error_if_nonfinite=False
                 )
+            if self.trainer.agc is not None:
+                clip_adaptively(self._clipped(update.opt), self.trainer.agc)
             optimizer.step()
         return value
 
