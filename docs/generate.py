@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import mkdocs_gen_files
 
@@ -42,6 +42,17 @@ def write(page: IO[str], record: object, title: str = "") -> None:
                 write(page, value, f"{title} / {key}" if title else key)
 
 
+def arms(page: IO[str], table: list[dict[str, Any]]) -> None:
+    """Every arm with every metric, each with its interval."""
+    metrics = list(dict.fromkeys(row["metric"] for row in table))
+    print("\n| arm | " + " | ".join(metrics).replace("_", " ") + " |\n|---|" + "---|" * len(metrics), file=page)
+    found = {(row["arm"], row["metric"]): row for row in table}
+    for arm in dict.fromkeys(row["arm"] for row in table):
+        cells = [found.get((arm, metric)) for metric in metrics]
+        texts = ["" if c is None else f"{c['value']:.3f} ({c['low']:.3f} to {c['high']:.3f})" for c in cells]
+        print(f"| {arm.replace('_', ' ')} | " + " | ".join(texts) + " |", file=page)
+
+
 with mkdocs_gen_files.open("components.md", "w") as page:
     print(
         "# Components\n\nWhat `withstand list` shows. Each name is also a call that the command line reads.\n",
@@ -64,13 +75,20 @@ with mkdocs_gen_files.open("results.md", "w") as page:
         print(f"| `{row.id}` | {row.paper} ({row.year}) | {'yes' if row.results else 'not yet'} |", file=page)
     for path in sorted((ROOT / "src/withstand/reproductions/results").glob("*.json")):
         record = json.loads(path.read_text(encoding="utf-8"))
-        print(f"\n## {path.stem}\n\n| claim | verdict | difference | interval |\n|---|---|---|---|", file=page)
+        seeds = len(record.get("seeds", []))
+        print(f"\n## {path.stem}\n\n{seeds} seed{'s' if seeds != 1 else ''}.\n", file=page)
+        print("| claim | measured as | from, to | difference | verdict |\n|---|---|---|---|---|", file=page)
         for claim in record.get("claims", []):
-            low, high = claim.get("low"), claim.get("high")
+            ends = zip((claim["arms"][0], claim["arms"][-1]), claim["values"])
+            between = " → ".join(f"{arm} {value:.3f}" for arm, value in ends)
+            change = f"{claim['difference']:+.3f} ({claim['low']:+.3f} to {claim['high']:+.3f})"
             print(
-                f"| {claim['statement']} | {claim['verdict']} | {claim.get('difference')} | {low} to {high} |",
+                f"| {claim['statement']} | {claim['metric']} | {between} | {change} | {claim['verdict']} |".replace(
+                    "_", " "
+                ),
                 file=page,
             )
+        arms(page, record.get("table", []))
     for path in sorted((ROOT / "benchmarks/results").glob("*.json")):
         print(f"\n## Benchmark: {path.stem}\n", file=page)
         write(page, json.loads(path.read_text(encoding="utf-8")))
