@@ -167,12 +167,19 @@ def test_the_best_epoch_by_validation_is_returned_and_patience_ends(points, tmp_
     assert fitted.best_epoch == 2
     assert [row["robust_accuracy"] for row in fitted.history] == [1 / 48, 3 / 48, 2 / 48, 3 / 48]
     assert fitted.stopped == "no better validation for 2 validations"
+    assert fitted.overfitting_gap == 0
     two = Trainer(**QUICK | {"schedule": "constant"}).fit(Standard(), net(), points).last
     assert same(fitted.model, two)
     assert not same(fitted.last, two)
     from safetensors.torch import load_file
 
     assert torch.equal(load_file(tmp_path / "best.safetensors")["0.weight"], two[0].weight)
+
+
+def test_the_gap_of_robust_overfitting_is_from_the_best_to_the_last(points):
+    trainer = Trainer(**QUICK | {"epochs": 3})
+    assert trainer.fit(Standard(), net(), points, points, Judge(12, 36, 24)).overfitting_gap == 0.25
+    assert trainer.fit(Standard(), net(), points, points).overfitting_gap is None
 
 
 def test_validation_counts_what_is_right_and_what_stands(points):

@@ -147,6 +147,8 @@ def run(
         if after.fitted.stopped:
             say(f"stopped early: {after.fitted.stopped}")
         show(table([_line(row, after.fitted.best_epoch) for row in _shown(after.history, after.fitted.best_epoch)]))
+        if (gap := after.fitted.overfitting_gap or 0.0) >= 0.02:
+            say(f"robust overfitting: {gap:.1%} of robust accuracy were lost between the best epoch and the last")
         kept = folder / f"{'last' if after.fitted.best_epoch is None else 'best'}.safetensors"
         say(f"weights: {kept}; as a model: artefact:{folder}")
         if audit is None:

@@ -35,6 +35,14 @@ class Fitted:
     folder: Path | None = None
     rank: int = 0
 
+    @property
+    def overfitting_gap(self) -> float | None:
+        """How much robust accuracy on the validation set fell from its best epoch to the last; None where it was not
+        measured. Large gaps are usual in long adversarial training (Rice, Wong, Kolter, "Overfitting in adversarially
+        robust deep learning", 2020, arXiv 2002.11569)."""
+        robust = [row["robust_accuracy"] for row in self.history if "robust_accuracy" in row]
+        return max(robust) - robust[-1] if robust else None
+
 
 @dataclass(frozen=True)
 class Moment:
