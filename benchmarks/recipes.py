@@ -2,7 +2,8 @@
 
 Every forward pass of the model within a step is counted by its kind: learning (its backward pass reaches the weights),
 attacking (weights frozen, its backward pass ends at the input) and looking (no backward pass). Each kind is timed bare, on
-the same batch, in rounds that alternate with the recipe's own steps. Overhead = step / sum of the bare passes - 1.
+the same batch, in rounds that alternate with the recipe's own steps. Overhead = step / sum of the bare passes - 1, in
+processor time, which a busy machine disturbs least.
 
     WITHSTAND_DATA=... python benchmarks/recipes.py [--quick] [--recipe NAME]
 """
@@ -125,9 +126,9 @@ def bare_passes(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Any]:
 
 
 def timed(work: Any) -> float:
-    start = time.perf_counter()
+    start = time.process_time()
     work()
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 if __name__ == "__main__":
