@@ -183,8 +183,8 @@ def test_what_ships_is_the_classifier_and_its_last_layer_never_saw_the_domains()
         ({"reversal": "always"}, "reversal"),
         ({"head_width": 0}, "head_width"),
         ({"robust": "l2"}, "robust"),
-        ({"attack": PGD(objective=Margin())}, "It is set by robust='ce'"),
-        ({"attack": PGD(objective=KL())}, "It is set by robust='ce'"),
+        ({"attack": PGD(objective=Margin())}, "The recipe sets it"),
+        ({"attack": PGD(objective=KL())}, "The recipe sets it"),
     ],
 )
 def test_bad_settings_are_refused(settings, said):

@@ -5,12 +5,14 @@ import torch.nn.functional as F
 from tests.hardening.conftest import cnn, images
 from tests.hardening.steps import batch_of, crafted, gradients, step_of, system_of
 from tests.training.conftest import same
+from withstand.attacks import PGD
 from withstand.errors import BadInput
 from withstand.hardening.standard import Standard
 from withstand.hardening.terms import divergence
 from withstand.hardening.trades import TRADES
 from withstand.models import count_passes
 from withstand.registry import replace
+from withstand.threats import Linf
 from withstand.training import SGD, Trainer
 
 SMALL = TRADES(attack="pgd(linf(0.1), steps=2, random_start=0.001, objective=kl())")
@@ -24,6 +26,15 @@ def test_the_loss_is_that_of_the_paper_over_the_batch():
     torch.testing.assert_close(SMALL.loss(system, batch, step), expected)
     assert kl > 0
     torch.testing.assert_close(step.said["loss_kl"], kl)
+
+
+def test_the_attack_is_on_the_divergence_whatever_its_default():
+    plain = TRADES(attack="pgd(linf(0.1), steps=2, random_start=0.001)")
+    system, step, batch = crafted(SMALL)
+    again = plain.craft(system, batch_of(), step)
+    assert torch.equal(again.extra["adversarial"], batch.extra["adversarial"])
+    with pytest.raises(BadInput, match="The recipe sets it"):
+        TRADES(attack="pgd(linf(0.1), objective=margin())")
 
 
 def test_gradients_flow_through_the_clean_prediction_too():
@@ -75,8 +86,8 @@ def test_the_attack_raises_the_divergence_from_the_clean_prediction_in_eval_mode
     start = divergence(system(x), system(x + 0.001 * step.rows.normal(x.shape[1:], "any")))
     reached = divergence(system(x), system(adversarial))
     assert (reached > 10 * start).all()
-    other = TRADES(attack="pgd(linf(8/255), steps=10, step=0.25, random_start=0.001)").craft(system, batch_of(), step)
-    assert not torch.equal(other.extra["adversarial"], adversarial)  # the cross-entropy goes elsewhere
+    other = step.attack(PGD(Linf(8 / 255), steps=10, step=0.25, random_start=0.001), system.model, x, batch.y)
+    assert not torch.equal(other, adversarial)  # the cross-entropy goes elsewhere
 
 
 def test_a_step_costs_the_least_that_it_can():

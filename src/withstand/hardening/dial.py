@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from withstand.attacks import PGD
 from withstand.attacks.engine import AttackField
 from withstand.errors import bad
-from withstand.hardening.terms import at_least_zero, divergence, say_accuracy
+from withstand.hardening.terms import at_least_zero, divergence, on_term, say_accuracy
 from withstand.models.layers.gradient_reversal import reverse_gradient
 from withstand.models.state import frozen
 from withstand.models.taps import penultimate, see, vectors
@@ -21,7 +21,6 @@ from withstand.objectives import KL, CrossEntropy
 from withstand.protocols import Batch, Dataset
 from withstand.random import Rows
 from withstand.registry import component
-from withstand.registry import replace as changed
 from withstand.threats import Linf
 from withstand.training.recipe import Recipe, Step, System
 
@@ -67,9 +66,7 @@ class DIAL(Recipe):
             raise bad("reversal", self.reversal, 'a number in [0, 1], "dann" or "dann_epoch"')
         if self.head_width < 1:
             raise bad("head_width", self.head_width, "a whole number >= 1")
-        if getattr(self.attack, "objective", self._objective) not in (CrossEntropy(), self._objective):
-            mend = f"It is set by robust={self.robust!r}; leave it out."
-            raise bad("attack", f"the objective {self.attack.objective!r}", repr(self._objective), mend)
+        on_term(self.attack, self._objective)
 
     @property
     def _objective(self) -> Any:
@@ -86,8 +83,7 @@ class DIAL(Recipe):
         return system
 
     def craft(self, system: Any, batch: Batch, step: Step) -> Batch:
-        attack = changed(self.attack, objective=self._objective) if hasattr(self.attack, "objective") else self.attack
-        adversarial = step.attack(attack, system.model, batch.x, batch.y)
+        adversarial = step.attack(on_term(self.attack, self._objective), system.model, batch.x, batch.y)
         return replace(batch, extra={**batch.extra, "adversarial": adversarial})
 
     def loss(self, system: Any, batch: Batch, step: Step) -> Tensor:

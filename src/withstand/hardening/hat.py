@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from withstand.attacks import PGD
 from withstand.attacks.engine import AttackField
 from withstand.errors import bad
-from withstand.hardening.terms import at_least_zero, divergence, say_accuracy
+from withstand.hardening.terms import at_least_zero, divergence, on_term, say_accuracy
 from withstand.models import load_model
 from withstand.objectives import KL
 from withstand.protocols import Batch, Dataset
@@ -56,6 +56,7 @@ class HAT(Recipe):
     h: float = 2.0
 
     def __post_init__(self) -> None:
+        on_term(self.attack, KL())
         at_least_zero(beta=self.beta, gamma=self.gamma)
         if not 1 <= self.h < float("inf"):
             raise bad("h", self.h, "a factor >= 1")
@@ -75,7 +76,7 @@ class HAT(Recipe):
         return {"main": main(system.model.parameters())}
 
     def craft(self, system: Any, batch: Batch, step: Step) -> Batch:
-        adversarial = step.attack(self.attack, system.model, batch.x, batch.y)
+        adversarial = step.attack(on_term(self.attack, KL()), system.model, batch.x, batch.y)
         with torch.no_grad():
             advised = system.helper(adversarial).argmax(1)
         return replace(batch, extra={**batch.extra, "adversarial": adversarial, "advised": advised})

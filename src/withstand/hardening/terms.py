@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from withstand.errors import bad
+from withstand.objectives import CrossEntropy
 from withstand.registry import replace
 from withstand.training.recipe import Step
 
@@ -33,6 +34,19 @@ def at_least_zero(**settings: float) -> None:
     for name, value in settings.items():
         if not 0 <= value < torch.inf:
             raise bad(name, value, "a finite number >= 0")
+
+
+def on_term(attack: Any, objective: Any) -> Any:
+    """The attack on the term that its recipe minimises: `objective` takes the place of an attack's default, cross-entropy.
+
+    Raises: BadInput for an attack that was given another objective.
+    """
+    if "objective" not in {f.name for f in fields(attack)}:
+        return attack
+    if attack.objective not in (CrossEntropy(), objective):
+        mend = "The recipe sets it; leave it out."
+        raise bad("attack", f"the objective {attack.objective!r}", repr(objective), mend)
+    return replace(attack, objective=objective)
 
 
 def towards(logits: Tensor, target: Tensor) -> Tensor:
