@@ -20,7 +20,7 @@ from withstand.training.recipe import MakeOptimizer, Optimizers, Recipe, Step, S
 
 @component("recipe", "distillation", systems=("classic_attacks",))
 class Distillation(Recipe):
-    """Defensive distillation: a student learns a teacher's soft labels at a temperature that is then dropped (masks gradients).
+    """Defensive distillation: a student of soft labels at a temperature that is then dropped (masks gradients).
 
     First half of the steps: teacher, CE(t(x) / T, y). Second half: student, CE(s(x) / T, softmax(t(x) / T)), the teacher in
     eval mode and still. Deployed at T = 1, so that its logits are about T times too large: the softmax saturates, the
