@@ -4,13 +4,15 @@ import pytest
 import torch
 from torch import nn
 
+import withstand as ws
 from tests.hardening.by_hand import plain, ready
 from tests.hardening.conftest import images
+from withstand.data import load_data
 from withstand.errors import BadInput
 from withstand.hardening.harden import harden
 from withstand.hardening.rse import RSE, Ensemble
 from withstand.hardening.standard import Standard
-from withstand.models import load_model
+from withstand.models import TorchTarget, load_model
 from withstand.random import Rows
 
 X = images(6).batch(range(6)).x
@@ -73,3 +75,16 @@ def test_an_artefact_of_another_architecture_is_refused_by_name(tmp_path):
     )
     with pytest.raises(BadInput, match="rse"):
         load_model(f"artefact:{tmp_path / 'run'}")
+
+
+def test_fresh_noise_shows_in_the_trust_check():
+    batch = load_data("digits").batch(range(40))
+    levels = {}
+    for fresh in (False, True):
+        model = Ensemble(load_model("zoo:digits_cnn", pretrained=False).module, 0.5, 0.5, 2).eval()
+        model.fresh = fresh
+        target = TorchTarget(model, "m", load_model("zoo:digits_cnn", pretrained=False).space)
+        card = ws.audit({"m": target}, (batch.x, batch.y), checks=["clean", "trust(linf(0.15), examples=40)"])
+        levels[fresh] = {flag.name: flag.level for flag in card.of("trust", "m")[0].flags}["non deterministic model"]
+    assert levels[False] == "pass"
+    assert levels[True] != "pass"
