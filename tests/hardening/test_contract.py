@@ -32,10 +32,11 @@ def test_it_trains_a_copy_and_gives_a_plain_model_back(named, shapes):
     assert same(model, given)
     assert all(p.requires_grad for p in model.parameters())
     assert torch.equal(draws, torch.random.get_rng_state())
-    assert fitted.last.state_dict().keys() == model.state_dict().keys()
-    assert [type(m) for m in fitted.last.modules()] == [type(m) for m in model.modules()]
+    inside = fitted.last.model if recipe.wraps else fitted.last
+    assert inside.state_dict().keys() == model.state_dict().keys()
+    assert [type(m) for m in inside.modules()] == [type(m) for m in model.modules()]
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in fitted.last.modules())
-    assert not same(fitted.last, given)
+    assert not same(inside, given)
     assert not fitted.last.training
     assert "loss" in fitted.history[-1]
 

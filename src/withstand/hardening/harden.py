@@ -92,8 +92,16 @@ def harden(
         entry = describe(target, space)
         if entry is not None:
             best = "last" if fitted.best_epoch is None else "best"
-            write_json(Path(out) / "artefact.json", entry | {"name": after.name, "weights": f"{best}.safetensors"})
+            entry |= {"name": after.name, "weights": f"{best}.safetensors"}
+            if ships_around(recipe):
+                entry["wraps"] = repr(recipe)
+            write_json(Path(out) / "artefact.json", entry)
     return after
+
+
+def ships_around(recipe: Any) -> bool:
+    """Whether a recipe, or one that it wraps, ships another architecture than it was given."""
+    return getattr(recipe, "wraps", False) or (hasattr(recipe, "recipe") and ships_around(recipe.recipe))
 
 
 def untrained_or_loaded(spec: str, scratch: bool, data: Dataset) -> Target:

@@ -33,6 +33,9 @@ def load(folder: str, name: str | None = None) -> Target:
         spec, weights = held["spec"], path.parent / held["weights"]
     except (ValueError, KeyError, TypeError) as error:
         raise errors.BadInput(f"model: {path} is damaged ({error!r}). Write the artefact again.") from None
+    if held.get("wraps"):
+        mend = f"Build the system with {held['wraps']}.setup(...), and load {weights.name} into its model."
+        raise errors.bad("model", f"artefact:{folder}", "an artefact of the architecture that was given", mend)
     return load_model(
         spec,
         weights,

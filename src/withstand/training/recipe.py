@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
@@ -99,6 +99,9 @@ class Recipe:
     The trainer calls `setup` once, `optimizers` once, then for every batch `craft` and each of `updates`, and at the end
     (and before every validation, on a copy) `finish`. Nothing that changes may live in the recipe: it belongs in the system.
     """
+
+    wraps: ClassVar[bool] = False
+    """Whether what is shipped is a module around the given architecture instead of one of that architecture."""
 
     def setup(self, model: nn.Module, data: Dataset, rows: Rows) -> nn.Module:
         """A system with a copy of the model. rows: draws for whatever has to be initialised."""
