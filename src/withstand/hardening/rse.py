@@ -60,8 +60,8 @@ class Ensemble(nn.Module):
     """log of the mean softmax of a network over passes with noise, [N, K]; differentiable, so attacks average gradients.
 
     By default the noise of pass i is the same in every call and for every example: the model is a function, and its
-    gradient is the exact one of what it says; attacks are then judged on the draws that they saw. fresh = True draws anew in every
-    call, as a randomised defence does in use: the trust indicators then call it non-deterministic, and attacks
+    gradient is the exact one of what it says; attacks are then judged on the draws that they saw. fresh = True draws anew
+    in every call, as a randomised defence does in use: the trust indicators then call it non-deterministic, and attacks
     need `eot` views and repeated evaluation of what they return.
     """
 
