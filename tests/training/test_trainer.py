@@ -280,6 +280,25 @@ def test_a_loss_that_is_no_number_stops_the_training_and_keeps_the_last_checkpoi
     assert all(torch.isfinite(t).all() for t in state["system"].values())
 
 
+def test_weights_that_are_no_numbers_are_neither_attacked_nor_judged_nor_saved(points, tmp_path):
+    from withstand.hardening.pgd_at import PGDAT
+
+    class Explodes(PGDAT):
+        def updates(self, system, batch, step):
+            yield from super().updates(system, batch, step)
+            if step.step == at:
+                with torch.no_grad():
+                    system.model[0].weight.fill_(float("nan"))
+
+    recipe = Explodes(attack="pgd(l2(0.3), steps=1)")
+    for at, said in ((3, r"at step 4 of 6 \(epoch 2\)"), (2, r"at step 3 of 6 \(epoch 1\)")):
+        folder = tmp_path / str(at)
+        with pytest.raises(Diverged, match=f"model.0.weight holds NaN or infinite values {said}"):
+            Trainer(**QUICK).fit(recipe, net(), points, points, out=folder)
+        state = saved.load(folder / "checkpoints", pytest.fail)
+        assert state is None if at == 2 else state["step"] == 3
+
+
 def test_a_training_that_fails_at_once_leaves_the_folder_free(points, tmp_path):
     class Refuses(Standard):
         def craft(self, system, batch, step):

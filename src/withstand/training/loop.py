@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from withstand.errors import Diverged, Unavailable, bad
+from withstand.errors import BadInput, Diverged, Unavailable, bad
 from withstand.files import lock, write_atomic, write_json
 from withstand.models.layers import BranchNorm, clip_adaptively, keep_branch
+from withstand.models.state import frozen
 from withstand.models.target import core
 from withstand.models.weights import read_weights
 from withstand.protocols import Batch, Dataset, Update
@@ -155,8 +156,12 @@ class Loop:
             for augmentation in self.trainer.augment:
                 batch = augmentation(batch, step, self.classes)
             self.system.train()
-            with self.fabric.autocast():
-                batch = self.recipe.craft(self.system, batch, step)
+            try:
+                with self.fabric.autocast():
+                    batch = self.recipe.craft(self.system, batch, step)
+            except BadInput:  # attacks refuse a model without finite outputs, which is not what went wrong
+                self._refuse_broken(self.step, batch.x)
+                raise
             losses: dict[str, list[float]] = {}
             for update in self.recipe.updates(self.system, batch, step):
                 made = losses.setdefault("loss" if update.opt == "main" else f"loss_{update.opt}", [])
@@ -180,10 +185,7 @@ class Loop:
             loss = self.wrapped(update.loss)
             value = float(loss.detach())
             if not abs(value) < float("inf"):
-                raise Diverged(
-                    f"the loss is {value} at step {step.step + 1} of {self.steps} (epoch {step.epoch + 1}). The training "
-                    f"stops; {self._what_stays()} Lower the learning rate, or clip the gradient (clip_norm=1.0)."
-                )
+                raise self._diverged(f"the loss is {value}", step.step + 1)
             self.fabric.backward(loss / parts)
         if update.before_step is not None:
             update.before_step()
@@ -211,6 +213,7 @@ class Loop:
     # The end of an epoch ---------------------------------------------------------------------------------
 
     def _close(self, epoch: int, speed: float) -> None:
+        self._refuse_broken(self.step)
         row: dict[str, Any] = {"epoch": epoch + 1, "step": self.step}
         row |= {name: total / self.per_epoch for name, total in self._over_processes(self.sums).items()}
         row["lr"] = self.optimizers["main"].param_groups[0]["lr"]
@@ -347,6 +350,7 @@ class Loop:
         self.saved = time.perf_counter()
         if self.folder is None or self.rank:
             return
+        self._refuse_broken(self.step)
         state = {
             "step": self.step,
             "history": self.history,
@@ -362,6 +366,21 @@ class Loop:
             write_json(self.folder / "training.json", self.config)
         checkpoints.save(self.folder / "checkpoints", self.step, state)
         write_atomic(self.folder / "history.csv", as_csv(self.history))
+
+    def _refuse_broken(self, step: int, x: Tensor | None = None) -> None:
+        """Stop before weights that are no numbers, or make none of x, are judged or saved."""
+        broken = [n for n, p in self.system.named_parameters() if not bool(torch.isfinite(p).all())]
+        if not broken and x is not None:
+            with torch.no_grad(), frozen(self.system):
+                broken = [] if bool(torch.isfinite(self.system(x)).all()) else ["the output"]
+        if broken:
+            raise self._diverged(f"{broken[0]} holds NaN or infinite values", step)
+
+    def _diverged(self, what: str, step: int) -> Diverged:
+        return Diverged(
+            f"{what} at step {step} of {self.steps} (epoch {(max(step, 1) - 1) // self.per_epoch + 1}). The training stops; "
+            f"{self._what_stays()} Lower the learning rate, or clip the gradient (clip_norm=1.0)."
+        )
 
     def _what_stays(self) -> str:
         return "nothing was saved." if self.folder is None else f"the last good checkpoint stays in {self.folder}."
