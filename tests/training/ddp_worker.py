@@ -1,6 +1,7 @@
 """One process of a distributed training; started by torchrun from test_distributed.py."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -18,8 +19,14 @@ BASE = PGDAT(attack="pgd(l2(0.3), steps=3)")
 RECIPES = {"standard": Standard(), "pgd_at": BASE, "awp": AWP(BASE, gamma=0.1), "sam": SAM(BASE, rho=0.1)}
 
 
-def train(recipe: str, out: str | None = None, devices: int = 1, **settings):
-    trainer = Trainer(**SETTINGS | settings, devices=devices, strategy="ddp" if devices > 1 else "auto")
+SHARDED = {
+    "standard": {"averaging": "ema(0.9)", "clip_norm": 0.5, "sync_norm": True},
+    "pgd_at": {"optimizer": "adam(0.01)"},
+}
+
+
+def train(recipe: str, out: str | None = None, devices: int = 1, strategy: str = "ddp", **settings):
+    trainer = Trainer(**SETTINGS | settings, devices=devices, strategy=strategy if devices > 1 else "auto")
     model = net(norm=settings.get("sync_norm", False))
     points = Points()
     return trainer.fit(RECIPES[recipe], model, points, points, out=out)
@@ -34,4 +41,14 @@ if __name__ == "__main__":
             rank = torch.distributed.get_rank()
             found[f"{name} {sync}"] = [(row["accuracy"], row["loss"]) for row in fitted.history]
             torch.save(fitted.last.state_dict(), folder / f"{name}{sync}.{rank}.pt")
+    for name, settings in SHARDED.items():
+        out = folder / f"fsdp {name}"
+        fitted = train(name, str(out), devices=2, strategy="fsdp", **settings)
+        torch.save(fitted.last.state_dict(), folder / f"fsdp {name}.{rank}.pt")
+        torch.distributed.barrier()
+        if rank == 0:  # as after a kill in the second epoch
+            shutil.rmtree(sorted((out / "checkpoints").glob("step-*"))[-1])
+        torch.distributed.barrier()
+        again = train(name, str(out), devices=2, strategy="fsdp", **settings)
+        torch.save(again.last.state_dict(), folder / f"fsdp {name} again.{rank}.pt")
     (folder / f"history.{rank}.json").write_text(json.dumps(found))

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import PlainValidator
@@ -32,6 +32,8 @@ SingleField = Annotated[Any, PlainValidator(_single)]
 
 class Around(Recipe):
     """All stages but the update are those of `self.recipe`."""
+
+    shards: ClassVar[bool] = False
 
     def setup(self, model: nn.Module, data: Dataset, rows: Rows) -> nn.Module:
         return self._within.setup(model, data, rows)

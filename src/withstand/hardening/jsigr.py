@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -51,6 +51,8 @@ class JSIGR(Recipe):
     Jacobian Regularization", 2019, arXiv 1908.02729. Ross, Doshi-Velez, "Improving the Adversarial Robustness and
     Interpretability of Deep Neural Networks by Regularizing their Input Gradients", 2018, arXiv 1711.09404.
     """
+
+    shards: ClassVar[bool] = False
 
     jacobian_weight: float = 0.01
     selective_weight: float = 0.1

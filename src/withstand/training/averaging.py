@@ -1,6 +1,6 @@
 """Averages of the weights over the training."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from withstand.errors import bad
 from withstand.registry import component
+from withstand.training.sharding import spread_like
 
 
 @component("averaging", "ema")
@@ -74,6 +75,11 @@ class Average:
                 mean.copy_(now)
             else:
                 mean.lerp_(now, share)
+
+    def put(self, state: Mapping[str, Tensor], count: int) -> None:
+        """Go on from a state that was saved, every tensor in one piece."""
+        self.state = {name: spread_like(t, self.state[name]) for name, t in state.items()}
+        self.count = count
 
     @contextmanager
     def worn_by(self, system: nn.Module) -> Iterator[None]:

@@ -17,7 +17,7 @@ ALL = "all"
 def launched(trainer: Trainer, find_unused_parameters: bool) -> Any:
     """Fabric for the trainer's settings, its processes started. Raises: BadInput for settings that it does not offer."""
     from lightning_fabric import Fabric
-    from lightning_fabric.strategies import DDPStrategy
+    from lightning_fabric.strategies import DDPStrategy, ModelParallelStrategy
 
     try:
         strategy: Any = trainer.strategy
@@ -28,6 +28,11 @@ def launched(trainer: Trainer, find_unused_parameters: bool) -> Any:
                 "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False
             }
             strategy = DDPStrategy(find_unused_parameters=find_unused_parameters, **options)
+        elif strategy == "fsdp":
+            from withstand.training.sharding import shard
+
+            world = trainer.devices * trainer.nodes
+            strategy = ModelParallelStrategy(shard, data_parallel_size=world, tensor_parallel_size=1)
         fabric = Fabric(
             accelerator=trainer.accelerator,
             devices=trainer.devices,

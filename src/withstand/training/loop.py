@@ -5,7 +5,7 @@ import json
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import fields, replace
 from importlib import metadata
 from pathlib import Path
@@ -23,7 +23,7 @@ from withstand.models.weights import read_weights
 from withstand.protocols import Batch, Dataset, Update
 from withstand.random import Rows, derive
 from withstand.registry import is_component, live
-from withstand.training import checkpoints
+from withstand.training import checkpoints, sharding
 from withstand.training.averaging import Average
 from withstand.training.devices import ALL, launched, memory_advice, synchronise
 from withstand.training.feed import micro_batches, shares
@@ -81,7 +81,16 @@ class Loop:
         if trainer.channels_last:
             self.system.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.system.to(self.fabric.device)
+        self.sharded = trainer.strategy == "fsdp"
+        if self.sharded:
+            if not recipe.shards:
+                raise bad(
+                    "strategy", "fsdp", '"ddp" for this recipe', f"{recipe!r} needs whole gradients of the weights."
+                )
+            self.mould = copy.deepcopy(self.system)  # what is spread cannot be copied
         self.wrapped = self.fabric.setup_module(Advance(self.system))
+        if self.sharded:
+            made = recipe.optimizers(self.system, trainer.optimizer)  # of the shards
         self.optimizers = {name: self.fabric.setup_optimizers(o) for name, o in made.items()}
 
         self.batch = min(trainer.batch, len(data))
@@ -256,11 +265,10 @@ class Loop:
 
     def shipped(self) -> nn.Module:
         """The model as it would be shipped now, a copy in eval mode with averaged weights where there are any."""
-        if self.average is None:
-            system = copy.deepcopy(self.system)
-        else:
-            with self.average.worn_by(self.system):
-                system = copy.deepcopy(self.system)
+        with nullcontext() if self.average is None else self.average.worn_by(self.system):
+            if self.sharded:
+                self.mould.load_state_dict(sharding.whole(self.system))
+            system = copy.deepcopy(self.mould if self.sharded else self.system)
         model = self.recipe.finish(system)
         if any(isinstance(m, BranchNorm) for m in model.modules()):  # those of sync_norm
             model = keep_branch(model, ALL)
@@ -335,12 +343,16 @@ class Loop:
         self.fabric.barrier()
         if state is None:
             return
-        self.system.load_state_dict(checkpoints.to_device(state["system"], self.fabric.device))
-        for name, optimizer in self.optimizers.items():
-            optimizer.load_state_dict(state["optimizers"][name])
+        if self.sharded:
+            sharding.put(self.system, state["system"])
+            for name, optimizer in self.optimizers.items():
+                sharding.put(self.system, state["optimizers"][name], optimizer)
+        else:
+            self.system.load_state_dict(checkpoints.to_device(state["system"], self.fabric.device))
+            for name, optimizer in self.optimizers.items():
+                optimizer.load_state_dict(state["optimizers"][name])
         if self.average is not None:
-            self.average.state = checkpoints.to_device(state["average"], self.fabric.device)
-            self.average.count = state["average_count"]
+            self.average.put(checkpoints.to_device(state["average"], self.fabric.device), state["average_count"])
         self.step, self.history, self.best = state["step"], state["history"], state["best"]
         self.sums, self.stopped = state["sums"], state["stopped"]
         if self.best["epoch"] is not None:
@@ -348,7 +360,7 @@ class Loop:
 
     def _save(self) -> None:
         self.saved = time.perf_counter()
-        if self.folder is None or self.rank:
+        if self.folder is None or (self.rank and not self.sharded):
             return
         self._refuse_broken(self.step)
         state = {
@@ -357,11 +369,17 @@ class Loop:
             "best": self.best,
             "sums": self.sums,
             "stopped": self.stopped,
-            "system": self.system.state_dict(),
-            "optimizers": {name: o.state_dict() for name, o in self.optimizers.items()},
         }
+        if self.sharded:
+            state["system"] = sharding.whole(self.system)
+            state["optimizers"] = {n: sharding.whole(self.system, o) for n, o in self.optimizers.items()}
+        else:
+            state["system"] = self.system.state_dict()
+            state["optimizers"] = {name: o.state_dict() for name, o in self.optimizers.items()}
         if self.average is not None:
-            state |= {"average": self.average.state, "average_count": self.average.count}
+            state |= {"average": sharding.joined(self.average.state), "average_count": self.average.count}
+        if self.rank:
+            return
         if not (self.folder / "training.json").is_file():
             write_json(self.folder / "training.json", self.config)
         checkpoints.save(self.folder / "checkpoints", self.step, state)
@@ -369,7 +387,7 @@ class Loop:
 
     def _refuse_broken(self, step: int, x: Tensor | None = None) -> None:
         """Stop before weights that are no numbers, or make none of x, are judged or saved."""
-        broken = [n for n, p in self.system.named_parameters() if not bool(torch.isfinite(p).all())]
+        broken = [n for n, p in self.system.named_parameters() if not bool(torch.isfinite(sharding.own(p)).all())]
         if not broken and x is not None:
             with torch.no_grad(), frozen(self.system):
                 broken = [] if bool(torch.isfinite(self.system(x)).all()) else ["the output"]

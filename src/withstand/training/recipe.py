@@ -102,6 +102,8 @@ class Recipe:
 
     wraps: ClassVar[bool] = False
     """Whether what is shipped is a module around the given architecture instead of one of that architecture."""
+    shards: ClassVar[bool] = True
+    """Whether it can do with weights that are spread over processes, whose gradients no process sees as a whole."""
 
     def setup(self, model: nn.Module, data: Dataset, rows: Rows) -> nn.Module:
         """A system with a copy of the model. rows: draws for whatever has to be initialised."""

@@ -72,9 +72,10 @@ class Trainer:
     agc: adaptive clipping, the largest norm of a unit's gradient as a share of its weights' (Brock et al., 2021, arXiv
     2102.06171); the last linear layer is left out.
     patience: stop after so many validations without a better one. validate_every: epochs between validations.
-    accelerator, devices, nodes, strategy, precision: as in Lightning Fabric ("cpu", "cuda"; 1; 1; "auto" or "ddp";
-    "32-true", "bf16-mixed", "16-mixed"). Processes are started by torchrun or Slurm, or by Fabric itself for
-    devices > 1. sync_norm: batch norm over all processes. channels_last: memory layout of images and convolutions.
+    accelerator, devices, nodes, strategy, precision: as in Lightning Fabric ("cpu", "cuda"; 1; 1; "auto", "ddp", or "fsdp",
+    which spreads the weights over the processes; "32-true", "bf16-mixed", "16-mixed"). Processes are started by torchrun or
+    Slurm, or by Fabric itself for devices > 1. sync_norm: batch norm over all processes. channels_last: memory layout of
+    images and convolutions.
     checkpoint_seconds: checkpoints are written at the end of every epoch, and within it whenever so much time has gone.
 
     The same settings, seed and data give the same weights, bit for bit on the CPU, killed and resumed or not.
@@ -95,7 +96,7 @@ class Trainer:
     accelerator: str = "auto"
     devices: int = 1
     nodes: int = 1
-    strategy: Literal["auto", "ddp"] = "auto"
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
     precision: str = "32-true"
     sync_norm: bool = False
     channels_last: bool = False
