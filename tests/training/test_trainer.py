@@ -372,8 +372,30 @@ def test_steps_say_where_they_stand():
         ({"averaging": "ema(1.5)"}, "decay: got 1.5"),
         ({"clip_norm": 0.0}, "clip_norm: got 0.0"),
         ({"augment": "crop_flip(-1)"}, "padding: got -1"),
+        ({"compile": "inductr"}, "Did you mean inductor"),
     ],
 )
 def test_bad_settings_are_refused(settings, said):
     with pytest.raises(BadInput, match=said):
         Trainer(**settings)
+
+
+def test_compiled_parts_learn_the_same_and_are_shipped_as_they_were_given(points):
+    recipe = "pgd_at(attack=pgd(l2(0.3), steps=2))"
+    plain, compiled = (
+        Trainer(epochs=2, batch=16, optimizer=SGD(0.1), accelerator="cpu", compile=backend).fit(recipe, net(), points)
+        for backend in (None, "aot_eager")
+    )
+    assert same(plain.last, compiled.last)
+    assert compiled.last._compiled_call_impl is None
+
+
+class Rectified(nn.Linear):
+    def forward(self, x):
+        return torch.relu(super().forward(x))
+
+
+def test_what_cannot_be_compiled_is_said(points):
+    trainer = Trainer(epochs=1, batch=16, accelerator="cpu", compile="relu_compile_error_TESTING_ONLY")
+    with pytest.raises(Unavailable, match="Leave it out"):
+        trainer.fit(Standard(), Rectified(2, 2), points)

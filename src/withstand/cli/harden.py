@@ -68,6 +68,7 @@ def run(
     channels_last: Annotated[
         bool, typer.Option("--channels-last", help="Memory layout of images and convolutions.")
     ] = False,
+    compile: Annotated[str | None, typer.Option(help="Backend of torch.compile, e.g. inductor.")] = None,
     logger: Annotated[
         list[str] | None, typer.Option(help="tensorboard or mlflow, beside history.csv; repeatable.")
     ] = None,
@@ -112,6 +113,7 @@ def run(
         precision=precision,
         sync_norm=sync_norm,
         channels_last=channels_last,
+        compile=compile,
     )
     if scratch and weights is not None:
         raise bad("--scratch", f"with --weights {weights}", "one of the two")

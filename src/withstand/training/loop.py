@@ -81,6 +81,9 @@ class Loop:
         if trainer.channels_last:
             self.system.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.system.to(self.fabric.device)
+        if trainer.compile is not None:
+            for part in self.system.children():
+                part.compile(backend=trainer.compile)
         self.sharded = trainer.strategy == "fsdp"
         if self.sharded:
             if not recipe.shards:
@@ -122,6 +125,11 @@ class Loop:
                     self._epoch()
             except torch.OutOfMemoryError as error:
                 raise Unavailable(memory_advice(self.trainer, error)) from error
+            except RuntimeError as error:
+                if self.trainer.compile is None or not type(error).__module__.startswith("torch._"):
+                    raise
+                what = str(error).splitlines()[0]
+                raise Unavailable(f"compile: {self.trainer.compile} failed ({what}). Leave it out.") from error
             return self._result()
 
     def _epoch(self) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import PlainValidator
 from torch import nn
 
-from withstand.errors import bad
+from withstand.errors import bad, unknown
 from withstand.protocols import Dataset
 from withstand.registry import coerce, component
 from withstand.training.augment import AugmentationsField
@@ -75,7 +75,8 @@ class Trainer:
     accelerator, devices, nodes, strategy, precision: as in Lightning Fabric ("cpu", "cuda"; 1; 1; "auto", "ddp", or "fsdp",
     which spreads the weights over the processes; "32-true", "bf16-mixed", "16-mixed"). Processes are started by torchrun or
     Slurm, or by Fabric itself for devices > 1. sync_norm: batch norm over all processes. channels_last: memory layout of
-    images and convolutions.
+    images and convolutions. compile: a backend of torch.compile ("inductor") for every part of the system; passes of other
+    shapes and modes are compiled when they first come.
     checkpoint_seconds: checkpoints are written at the end of every epoch, and within it whenever so much time has gone.
 
     The same settings, seed and data give the same weights, bit for bit on the CPU, killed and resumed or not.
@@ -100,6 +101,7 @@ class Trainer:
     precision: str = "32-true"
     sync_norm: bool = False
     channels_last: bool = False
+    compile: str | None = None
     checkpoint_seconds: float = 60.0
 
     def __post_init__(self) -> None:
@@ -108,6 +110,11 @@ class Trainer:
                 raise bad(name, getattr(self, name), "a whole number >= 1")
         if not 0 <= self.label_smoothing <= 1:
             raise bad("label_smoothing", self.label_smoothing, "a share in [0, 1]")
+        if self.compile is not None:
+            from torch._dynamo import list_backends
+
+            if self.compile not in list_backends(None):  # type: ignore[arg-type]
+                raise unknown("backend of torch.compile", self.compile, list_backends(None))  # type: ignore[arg-type]
         for name in ("clip_norm", "agc", "patience"):
             value = getattr(self, name)
             if value is not None and not value > 0:
