@@ -102,7 +102,7 @@ class Recipe:
     """
 
     wraps: ClassVar[bool] = False
-    """Whether what is shipped is a module around the given architecture, as `deploy` builds it, instead of that architecture."""
+    """Whether what is shipped is not of the given architecture but what `deploy` builds around it."""
 
     def setup(self, model: nn.Module, data: Dataset, rows: Rows) -> nn.Module:
         """A system with a copy of the model. rows: draws for whatever has to be initialised."""
