@@ -1,5 +1,7 @@
 """Random self-ensembles."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -65,7 +67,7 @@ def test_a_network_without_convolutions_is_refused():
         RSE().setup(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), images(), Rows.count(0, 24))
 
 
-def trained(folder, recipe, model="zoo:digits_cnn"):
+def trained(folder, recipe, model: Any = "zoo:digits_cnn"):
     data = load_data("digits", split="train", limit=64, seed=0)
     return harden(model, data, recipe, out=folder, validation=None, epochs=1, batch=32, accelerator="cpu")
 
@@ -85,6 +87,7 @@ def test_noise_and_normalisation_come_back_together(tmp_path):
         tmp_path, "rse(draws=3, fresh=True)", load_model("zoo:digits_cnn", mean=0.4, std=0.3, pretrained=False)
     )
     read = load_model(f"artefact:{tmp_path}")
+    assert read.module is not None
     assert read.module.model.fresh
     x = load_data("digits").batch(range(8)).x
     first = read(x)

@@ -49,7 +49,8 @@ class ERCLA(Recipe):
     stays as it is.
 
     The critic and the encoder chase each other: take a schedule that falls (cosine), under which they settle, and the
-    classifier's batch norm with them. On digits with a constant rate the shipped model lost half of its accuracy.
+    classifier's batch norm with them. On digits (Adam, codes=2, weight=1, clip=0.1,
+    width=64, no attacks) 88 % are right after 20 epochs with cosine, 38 % after 30 at a constant rate.
 
     Reference: Li, Min, Lee, Yu, Kruus, Wang, Hsieh, "Towards Robustness of Deep Neural Networks via Regularization", ICCV
     2021, first as "Optimal Transport Classifier: Defending Against Adversarial Attacks by Regularized Deep Embedding", 2018,
