@@ -176,14 +176,13 @@ class Named(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.head, self.other = nn.Linear(64, 3), nn.Linear(64, 3)
+        self.head, self.other = nn.Linear(64, 3), nn.Linear(64, 4)
 
     def get_classifier(self):
         return self.head
 
     def forward(self, x):
-        self.other(x.flatten(1))
-        return {"logits": self.head(x.flatten(1))}
+        return self.head(x.flatten(1)), self.other(x.flatten(1))
 
 
 def test_the_head_is_found_wherever_it_is():
@@ -191,7 +190,7 @@ def test_the_head_is_found_wherever_it_is():
     made = encoder(model, 5, torch.zeros(1, 1, 8, 8))
     assert made(torch.zeros(2, 1, 8, 8)).shape == (2, 5)
     assert model.model.head.out_features == 5
-    assert model.model.other.out_features == 3
+    assert model.model.other.out_features == 4
     assert encoder(nn.Linear(64, 3).double(), 5, torch.zeros(1, 64).double()).weight.dtype == torch.float64
 
 

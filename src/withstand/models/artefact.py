@@ -44,7 +44,7 @@ def load(folder: str, name: str | None = None) -> Target:
     name = name or held.get("name")
     if not held.get("wraps"):
         return load_model(spec, weights, name=name, **given)
-    fresh = {"pretrained": False} if spec.startswith(("timm:", "torchvision:", "zoo:")) else {}
+    fresh: dict[str, Any] = {"pretrained": False} if spec.startswith(("timm:", "torchvision:", "zoo:")) else {}
     target = load_model(spec, name=name, **given, **fresh)
     assert isinstance(target, TorchTarget)
     return _deployed(target, held, weights)
