@@ -186,4 +186,4 @@ def dense(*sizes: int, norm: bool = False) -> nn.Sequential:
         if norm:
             layers.append(nn.BatchNorm1d(after))
         layers.append(nn.ReLU())
-    return layers.append(nn.Linear(*sizes[-2:]))
+    return layers.append(nn.Linear(sizes[-2], sizes[-1]))
