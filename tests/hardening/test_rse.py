@@ -1,12 +1,16 @@
 """Random self-ensembles."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
+from typer.testing import CliRunner
 
 import withstand as ws
 from tests.hardening.by_hand import plain, ready
 from tests.hardening.conftest import images
+from withstand.cli.main import app
 from withstand.data import load_data
 from withstand.errors import BadInput
 from withstand.hardening.harden import harden
@@ -14,6 +18,7 @@ from withstand.hardening.rse import RSE, Ensemble
 from withstand.hardening.standard import Standard
 from withstand.models import TorchTarget, load_model
 from withstand.random import Rows
+from withstand.training.recipe import Recipe
 
 X = images(6).batch(range(6)).x
 
@@ -62,19 +67,66 @@ def test_a_network_without_convolutions_is_refused():
         RSE().setup(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), images(), Rows.count(0, 24))
 
 
-def test_an_artefact_of_another_architecture_is_refused_by_name(tmp_path):
-    harden(
-        "zoo:digits_cnn",
-        "digits",
-        "rse(draws=2)",
-        out=tmp_path / "run",
-        validation=None,
-        epochs=1,
-        batch=512,
-        accelerator="cpu",
+def trained(folder, recipe, model: Any = "zoo:digits_cnn"):
+    data = load_data("digits", split="train", limit=64, seed=0)
+    return harden(model, data, recipe, out=folder, validation=None, epochs=1, batch=32, accelerator="cpu")
+
+
+@pytest.mark.parametrize("recipe", ["rse(draws=2)", "awp(rse(draws=2))", "gaussian_noise", "distillation(2.0)"])
+def test_an_artefact_is_the_model_that_was_shipped(recipe, tmp_path):
+    after = trained(tmp_path, recipe)
+    read = load_model(f"artefact:{tmp_path}")
+    x = load_data("digits").batch(range(8)).x
+    assert torch.equal(read(x), after(x))
+    assert read.fingerprint() == after.fingerprint()
+    assert (read.name, read.space) == (after.name, after.before.space)
+
+
+def test_noise_and_normalisation_come_back_together(tmp_path):
+    after = trained(
+        tmp_path, "rse(draws=3, fresh=True)", load_model("zoo:digits_cnn", mean=0.4, std=0.3, pretrained=False)
     )
-    with pytest.raises(BadInput, match="rse"):
-        load_model(f"artefact:{tmp_path / 'run'}")
+    read = load_model(f"artefact:{tmp_path}")
+    assert read.module is not None
+    assert read.module.model.fresh
+    x = load_data("digits").batch(range(8)).x
+    first = read(x)
+    assert torch.equal(first, after(x))
+    second = read(x)
+    assert torch.equal(second, after(x))  # the same draws, call by call
+    assert not torch.equal(first, second)
+
+
+def test_an_artefact_that_cannot_be_built_is_refused_with_the_reason(tmp_path):
+    trained(tmp_path, "rse(draws=2)")
+    path = tmp_path / "artefact.json"
+    whole = path.read_text()
+    path.write_text(whole.replace('"rse(', '"no_such_recipe('))
+    with pytest.raises(BadInput, match=r"no_such_recipe.*Import the module"):
+        load_model(f"artefact:{tmp_path}")
+    path.write_text(whole.replace("digits_cnn", "digits_bn_cnn"))
+    with pytest.raises(BadInput, match="keys do not fit"):
+        load_model(f"artefact:{tmp_path}")
+    path.write_text(whole)
+
+
+def test_a_recipe_that_does_not_say_what_it_ships_is_refused():
+    class Silent(Recipe):
+        wraps = True
+
+    with pytest.raises(BadInput, match=r"deploy\(model, space\)"):
+        Silent().deploy(plain(), images().space)
+    assert isinstance(Standard().deploy(model := plain(), images().space), type(model))
+
+
+def test_the_command_line_audits_a_randomised_artefact_and_says_so(tmp_path):
+    trained(tmp_path / "run", "rse(first=0.5, inner=0.5, draws=2, fresh=True)")
+    command = [f"m=artefact:{tmp_path / 'run'}", "--data", "digits", "--limit", 40, "--out", tmp_path / "audit"]
+    checks = ["--checks", "clean", "--checks", "trust(linf(0.15), examples=40)"]
+    done = CliRunner().invoke(app, ["audit", *map(str, command), *checks, "--format", "json"])
+    assert done.exit_code == 0, done.output
+    assert "non deterministic model" in done.stdout
+    assert "eot(20)" in done.stdout
 
 
 def test_fresh_noise_shows_in_the_trust_check():

@@ -9,7 +9,7 @@ from pydantic import PlainValidator
 from torch import Tensor, nn
 
 from withstand.errors import bad
-from withstand.protocols import Batch, Dataset
+from withstand.protocols import Batch, Dataset, Space
 from withstand.random import Rows
 from withstand.registry import coerce
 from withstand.training.recipe import Recipe, Step, with_grad
@@ -43,6 +43,9 @@ class Around(Recipe):
 
     def craft(self, system: Any, batch: Batch, step: Step) -> Batch:
         return self._within.craft(system, batch, step)
+
+    def deploy(self, model: nn.Module, space: Space) -> nn.Module:
+        return self._within.deploy(model, space)
 
     def finish(self, system: Any) -> nn.Module:
         return self._within.finish(system)

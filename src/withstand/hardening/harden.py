@@ -94,7 +94,7 @@ def harden(
             best = "last" if fitted.best_epoch is None else "best"
             entry |= {"name": after.name, "weights": f"{best}.safetensors"}
             if ships_around(recipe):
-                entry["wraps"] = repr(recipe)
+                entry |= {"wraps": repr(recipe), "shape": space.shape}
             write_json(Path(out) / "artefact.json", entry)
     return after
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from withstand.errors import bad
 from withstand.hardening.terms import say_accuracy
-from withstand.protocols import Batch, Dataset
+from withstand.protocols import Batch, Dataset, Space
 from withstand.random import Rows
 from withstand.registry import component
 from withstand.training.recipe import Recipe, Step, System
@@ -26,8 +26,8 @@ class RSE(Recipe):
     min E[CE(f_e(x), y)], e new for every example and epoch; in use, log of the mean of softmax(f_e(x)) over `draws` passes.
 
     first: std of the noise on the input, in units of [0, 1]. inner: std before every convolution but the first, in units of
-    its input. draws: passes per prediction, each of which costs one forward pass. What is shipped is an `Ensemble`, not the
-    given architecture.
+    its input. draws: passes per prediction, each of which costs one forward pass. fresh: what is shipped draws its noise
+    anew in every call; False: the same in every call. What is shipped is an `Ensemble`, not the given architecture.
 
     Reference: Liu, Cheng, Zhang, Hsieh, "Towards Robust Neural Networks via Random Self-ensemble", 2018, arXiv 1712.00673.
     """
@@ -37,6 +37,7 @@ class RSE(Recipe):
     first: float = 0.2
     inner: float = 0.1
     draws: int = 10
+    fresh: bool = False
 
     def __post_init__(self) -> None:
         for name, std in (("first", self.first), ("inner", self.inner)):
@@ -48,7 +49,10 @@ class RSE(Recipe):
     def setup(self, model: nn.Module, data: Dataset, rows: Rows) -> nn.Module:
         if not any(isinstance(m, CONVOLUTIONS) for m in model.modules()):
             raise bad("model", type(model).__name__, "a network with convolutions", "Noise goes before each of them.")
-        return System(Ensemble(copy.deepcopy(model), self.first, self.inner, self.draws))
+        return System(self.deploy(copy.deepcopy(model), data.space))
+
+    def deploy(self, model: nn.Module, space: Space) -> nn.Module:
+        return Ensemble(model, self.first, self.inner, self.draws, fresh=self.fresh)
 
     def loss(self, system: Any, batch: Batch, step: Step) -> Tensor:
         logits = system.model.noisy(batch.x, step.rows)
@@ -65,10 +69,12 @@ class Ensemble(nn.Module):
     need `eot` views and repeated evaluation of what they return.
     """
 
-    def __init__(self, model: nn.Module, first: float, inner: float, draws: int, seed: int = 0) -> None:
+    def __init__(
+        self, model: nn.Module, first: float, inner: float, draws: int, seed: int = 0, fresh: bool = False
+    ) -> None:
         super().__init__()
         self.model, self.first, self.inner, self.draws, self.seed = model, first, inner, draws, seed
-        self.fresh, self.calls = False, 0
+        self.fresh, self.calls = fresh, 0
 
     def forward(self, x: Tensor) -> Tensor:
         begin = self.calls * self.draws if self.fresh else 0

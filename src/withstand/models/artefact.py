@@ -1,11 +1,17 @@
 """Trained models as folders: what they are made of, and their weights beside it."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from withstand import errors
+from withstand.models.target import TorchTarget
+from withstand.models.weights import load_weights, read_weights
 from withstand.protocols import Space, Target
+from withstand.registry import parse
 
 FILE = "artefact.json"
 
@@ -21,7 +27,8 @@ def describe(target: Target, space: Space) -> dict[str, Any] | None:
 def load(folder: str, name: str | None = None) -> Target:
     """The model of an artefact folder, e.g. one that `withstand harden --out` wrote.
 
-    Raises: BadInput for a folder without a model, or with a damaged description.
+    What a recipe ships around the architecture (noise, another head) is built by the recipe's `deploy`.
+    Raises: BadInput for a folder without a model, with a damaged description, or of a recipe that is not known here.
     """
     from withstand.models.load import load_model
 
@@ -33,15 +40,25 @@ def load(folder: str, name: str | None = None) -> Target:
         spec, weights = held["spec"], path.parent / held["weights"]
     except (ValueError, KeyError, TypeError) as error:
         raise errors.BadInput(f"model: {path} is damaged ({error!r}). Write the artefact again.") from None
-    if held.get("wraps"):
-        mend = f"Build the system with {held['wraps']}.setup(...), and load {weights.name} into its model."
-        raise errors.bad("model", f"artefact:{folder}", "an artefact of the architecture that was given", mend)
-    return load_model(
-        spec,
-        weights,
-        *(None if held.get(key) is None else held[key] for key in ("mean", "std")),
-        classes=held.get("classes"),
-        name=name or held.get("name"),
-        outputs=held.get("outputs"),
-        **held.get("options", {}),
-    )
+    given = {key: held.get(key) for key in ("mean", "std", "classes", "outputs")} | held.get("options", {})
+    name = name or held.get("name")
+    if not held.get("wraps"):
+        return load_model(spec, weights, name=name, **given)
+    fresh: dict[str, Any] = {"pretrained": False} if spec.startswith(("timm:", "torchvision:", "zoo:")) else {}
+    target = load_model(spec, name=name, **given, **fresh)
+    assert isinstance(target, TorchTarget)
+    return _deployed(target, held, weights)
+
+
+def _deployed(base: TorchTarget, held: dict[str, Any], weights: Path) -> Target:
+    """The recipe that trained it builds what it ships around the architecture; then the weights are loaded."""
+    try:
+        recipe = parse(held["wraps"], "recipe")
+    except errors.BadInput as error:
+        mend = "Import the module that registers the recipe first (on the command line: give the model as file.py:factory)."
+        raise errors.BadInput(f"model: the recipe of {weights.parent / FILE} cannot be built: {error} {mend}") from None
+    space = replace(base.space, shape=held.get("shape") and tuple(held["shape"]), classes=held.get("classes"))
+    with torch.random.fork_rng(devices=[]):  # weights are drawn, and then replaced
+        module = recipe.deploy(base.module, space)
+    load_weights(module, read_weights(weights), f"weights {weights}")
+    return TorchTarget(module.eval(), base.name, base.space, notes=base.notes)

@@ -10,7 +10,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from withstand.protocols import Batch, Dataset, Update
+from withstand.errors import bad
+from withstand.protocols import Batch, Dataset, Space, Update
 from withstand.random import Rows, derive
 from withstand.registry import replace
 
@@ -101,7 +102,7 @@ class Recipe:
     """
 
     wraps: ClassVar[bool] = False
-    """Whether what is shipped is a module around the given architecture instead of one of that architecture."""
+    """Whether what is shipped is not of the given architecture but what `deploy` builds around it."""
     shards: ClassVar[bool] = True
     """Whether it can do with weights that are spread over processes, whose gradients no process sees as a whole."""
 
@@ -124,6 +125,17 @@ class Recipe:
     def updates(self, system: Any, batch: Batch, step: Step) -> Iterator[Update]:
         """The updates of one step, in order. What stands after a `yield` runs when its update has been made."""
         yield Update(lambda: self.loss(system, batch, step))
+
+    def deploy(self, model: nn.Module, space: Space) -> nn.Module:
+        """What is shipped, around a model of the given architecture (which it may take apart), for trained weights to be
+        loaded into: this is how `artefact:FOLDER` finds its way back. space: of the inputs and classes.
+
+        Raises: BadInput for a recipe that ships something else and does not say what.
+        """
+        if self.wraps:
+            mend = "Define deploy(model, space), which builds what finish() returns."
+            raise bad("recipe", repr(self), "one that tells how what it ships is built", mend)
+        return model
 
     def finish(self, system: Any) -> nn.Module:
         """The model that is shipped; the system may be taken apart for it."""
