@@ -207,10 +207,10 @@ class Loop:
         if update.before_step is not None:
             update.before_step()
         if last:
-            if self.trainer.clip_norm is not None:
-                self.fabric.clip_gradients(
-                    self.wrapped, optimizer, max_norm=self.trainer.clip_norm, error_if_nonfinite=False
-                )
+            if self.trainer.clip_norm is not None or self.trainer.agc is not None:
+                # without a bound it still undoes the scaling of half precision, which adaptive clipping must not see
+                most = self.trainer.clip_norm or float("inf")
+                self.fabric.clip_gradients(self.wrapped, optimizer, max_norm=most, error_if_nonfinite=False)
             if self.trainer.agc is not None:
                 clip_adaptively(self._clipped(update.opt), self.trainer.agc)
             optimizer.step()
@@ -218,7 +218,8 @@ class Loop:
 
     def _clipped(self, opt: str) -> list[Tensor]:
         """The parameters of an optimiser but those of the layer that makes the logits."""
-        linear = [m for m in self.system.modules() if isinstance(m, nn.Linear)]
+        model = getattr(self.system, "model", self.system)  # other parts of the system have linear layers of their own
+        linear = [m for m in model.modules() if isinstance(m, nn.Linear)]
         last = {id(p) for p in linear[-1].parameters()} if linear else set()
         return [p for group in self.optimizers[opt].param_groups for p in group["params"] if id(p) not in last]
 
