@@ -261,6 +261,20 @@ def test_bad_settings_are_refused(settings, said):
         AdvProp(**settings)
 
 
+def test_an_attack_whose_own_objective_is_no_cross_entropy_is_aimed_as_well():
+    AdvProp(attack="square(linf(0.1))")
+    assert AdvProp(attack="pgd(objective=margin())", target="true").attack.objective.component_name == "margin"
+
+
+def test_what_the_first_step_refuses_leaves_no_folder(tmp_path):
+    recipe = AdvProp(attack="pgd(linf(0.1), steps=1)", adversarial_share=0.99, paired=False)
+    (tmp_path / "mine").mkdir()
+    for name in ("new", "mine"):
+        with pytest.raises(BadInput, match="unpaired"):
+            Trainer(epochs=1, accelerator="cpu").fit(recipe, cnn(), images(), out=tmp_path / name)
+    assert [p.name for p in tmp_path.rglob("*")] == ["mine"]
+
+
 def test_a_network_without_batch_norm_is_pointed_elsewhere():
     with pytest.raises(BadInput, match="take pyramidat or nofrost"):
         system_of(SMALL, norm=False)

@@ -7,10 +7,11 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from withstand.attacks import PGD
 from withstand.attacks.engine import AttackField
-from withstand.errors import BadInput, bad
+from withstand.errors import bad
 from withstand.hardening.terms import aimed, at_least_zero, copies, say_accuracy
 from withstand.models.layers import add_branches, keep_branch, route
 from withstand.protocols import Batch, Dataset
@@ -78,12 +79,10 @@ class AdvProp(Recipe):
         system: Any = System(copy.deepcopy(model))
         if self.branches == "own":
             names = [MAIN, ADVERSARIAL, *(f"source_{i}" for i in range(len(self.sources)))]
-            try:
-                add_branches(system.model, names)
-            except BadInput as error:
-                raise BadInput(
-                    f"{error} advprop splits batch norm; for networks without it take pyramidat or nofrost."
-                ) from None
+            if not any(isinstance(m, _BatchNorm) for m in model.modules()):
+                mend = "advprop splits it; for networks without it take pyramidat or nofrost."
+                raise bad("model", "no batch norm", "a network with batch norm", mend)
+            add_branches(system.model, names)
         system.classes = len(data.classes)
         return system
 

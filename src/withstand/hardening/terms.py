@@ -40,15 +40,15 @@ def at_least_zero(**settings: float) -> None:
 
 
 def on_term(attack: Any, objective: Any) -> Any:
-    """The attack on the term that its recipe minimises: `objective` takes the place of an attack's default, cross-entropy.
+    """The attack on the term that its recipe minimises: `objective` takes the place of an attack's default.
 
     Raises: BadInput for an attack that was given another objective.
     """
-    if "objective" not in {f.name for f in fields(attack)}:
+    own = next((f for f in fields(attack) if f.name == "objective"), None)
+    if own is None:
         return attack
-    if attack.objective not in (CrossEntropy(), objective):
-        mend = "The recipe sets it; leave it out."
-        raise bad("attack", f"the objective {attack.objective!r}", repr(objective), mend)
+    if attack.objective not in (CrossEntropy(), own.default, objective):
+        raise bad("attack", f"the objective {attack.objective!r}", "none", "The recipe sets it; leave it out.")
     return replace(attack, objective=objective)
 
 
@@ -58,16 +58,13 @@ def towards(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def aimed(attack: Any) -> Any:
-    """The attack with labels read as targets, `towards` in place of its default objective, cross-entropy.
+    """The attack with labels read as targets.
 
     Raises: BadInput for attacks that take no objective, or were given another one.
     """
     if "objective" not in {f.name for f in fields(attack)}:
         raise bad("attack", repr(attack), "one that takes an objective, e.g. pgd", "It has to aim at random classes.")
-    if attack.objective not in (CrossEntropy(), towards):
-        mend = "The recipe aims at random classes by the cross-entropy; leave it out."
-        raise bad("attack", f"the objective {attack.objective!r}", repr(CrossEntropy()), mend)
-    return replace(attack, objective=towards)
+    return on_term(attack, towards)
 
 
 def copies(augmentations: Any, batch: Batch, step: Step, classes: int, name: str) -> dict[str, Any]:

@@ -116,7 +116,7 @@ class Loop:
         """All epochs that are left."""
         with ExitStack() as stack:
             if self.folder is not None and self.rank == 0:
-                stack.enter_context(lock(self.folder))
+                stack.enter_context(_claimed(self.folder))
             self._resume()
             stack.enter_context(torch.random.fork_rng(_cuda(self.fabric.device)))
             self.started, self.first, self.saved = time.perf_counter(), self.step, time.perf_counter()
@@ -411,6 +411,21 @@ class Loop:
 
     def _what_stays(self) -> str:
         return "nothing was saved." if self.folder is None else f"the last good checkpoint stays in {self.folder}."
+
+
+@contextmanager
+def _claimed(folder: Path) -> Iterator[None]:
+    """The folder's lock; a training that fails before it has written anything leaves no folder behind."""
+    new = not folder.exists()
+    with lock(folder):
+        try:
+            yield
+        except BaseException:
+            if [p.name for p in folder.iterdir()] == [".lock"]:
+                (folder / ".lock").unlink()
+                if new:
+                    folder.rmdir()
+            raise
 
 
 @contextmanager
