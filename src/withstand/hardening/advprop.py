@@ -44,7 +44,8 @@ class AdvProp(Recipe):
     copy: paired=False).
     sources: augmentations, each of which makes a further copy of the batch with a branch of its own (fine-grained
     AdvProp); their losses are summed with weight w_c. branches: "shared" sends all through the same batch norm, the
-    mixed training that AdvProp is compared with. ship: the branch that is kept.
+    mixed training that AdvProp is compared with. ship: the branch that is kept. As it is no defence, choose the best epoch
+    by the clean accuracy (judge="none" of `harden`).
 
     Of Fast AdvProp the reuse of the attack's weight gradient, the shuffling over devices and the learning rates by group are
     not built.
