@@ -120,3 +120,5 @@ def test_bad_pyramids_are_refused(model):
         Pyramid((0,), (1,))
     with pytest.raises(BadInput, match="scales: got 3 for images of 8x8"):
         attack(Pyramid((3, 1), (20, 1)))(model, torch.rand(5, 3, 8, 8), torch.zeros(5, dtype=torch.long))
+    with pytest.raises(BadInput, match="scales: got 4 for images of 8x6"):
+        attack(Pyramid((4, 1), (20, 1)))(model, torch.rand(5, 3, 8, 6), torch.zeros(5, dtype=torch.long))
