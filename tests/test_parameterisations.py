@@ -99,6 +99,14 @@ def test_grids_serve_images_that_no_scale_divides():
     assert sorted(set(pyramid.decode(z, x).flatten().tolist())) == pytest.approx([0.1, 0.2, 0.3, 0.4])
 
 
+def test_a_box_that_is_not_the_inputs_is_refused(model, images):
+    x = 2 * images - 1
+    with pytest.raises(BadInput, match="pyramid box"):
+        attack(Pyramid((4, 1), (10, 1)))(model, x, torch.arange(5) % 4, box=(-1.0, 1.0))
+    wide = attack(Pyramid((4, 1), (10, 1), box=(-1.0, 1.0)))
+    assert wide(model, x, torch.arange(5) % 4, box=(-1.0, 1.0)).min() < -0.5
+
+
 def test_it_is_written_and_read():
     made = parse("pgd(linf(3/255), steps=5, parameterisation=pyramid((8, 4, 1), (20, 10, 1)))")
     assert made.parameterisation == Pyramid((8, 4, 1), (20, 10, 1))
@@ -112,3 +120,5 @@ def test_bad_pyramids_are_refused(model):
         Pyramid((0,), (1,))
     with pytest.raises(BadInput, match="scales: got 3 for images of 8x8"):
         attack(Pyramid((3, 1), (20, 1)))(model, torch.rand(5, 3, 8, 8), torch.zeros(5, dtype=torch.long))
+    with pytest.raises(BadInput, match="scales: got 4 for images of 8x6"):
+        attack(Pyramid((4, 1), (20, 1)))(model, torch.rand(5, 3, 8, 6), torch.zeros(5, dtype=torch.long))

@@ -46,8 +46,10 @@ class Pyramid:
     def leaves(self, x: Tensor, threat: Any, box: Box) -> dict[str, Leaf]:
         """A level for each scale, zero at first, bound by the threat as it is.
 
-        Raises: BadInput for inputs that are no images, and for scales that do not divide their sides.
+        Raises: BadInput for inputs that are no images or have another box, and for scales that do not divide their sides.
         """
+        if self.box not in (None, box):
+            raise bad("pyramid box", self.box, f"{box}, the range of the inputs", "Or None, to clip nothing.")
         return {
             f"{position}": Leaf(threat, x.new_zeros(len(x), x.shape[1], *cells))
             for position, cells in enumerate(self._cells(x))

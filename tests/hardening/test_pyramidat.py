@@ -6,11 +6,13 @@ from torch import nn
 from tests.hardening.conftest import cnn, images
 from tests.hardening.steps import batch_of, copied, step_of
 from withstand.attacks import PGD
+from withstand.data.arrays import from_arrays
 from withstand.errors import BadInput
 from withstand.hardening.pyramidat import PyramidAT
 from withstand.hardening.terms import towards
 from withstand.models import count_passes
-from withstand.models.layers import matched_masks
+from withstand.models.layers import matched_masks, route
+from withstand.parameterisations import Pyramid
 from withstand.random import Rows
 from withstand.threats import Linf
 
@@ -34,6 +36,74 @@ def test_the_loss_is_the_sum_with_the_same_masks_in_both_passes():
     assert step.said["loss_clean"] == step.said["loss_adversarial"]
     half = PyramidAT(attack=ATTACK, weight=0.5)
     torch.testing.assert_close(half.loss(system, batch, step), 1.5 * once)
+
+
+def test_the_defaults_are_the_published_ones():
+    levels = Pyramid(scales=(32, 16, 1), multipliers=(20, 10, 1), clip="once")
+    attack = PGD(Linf(3 / 255), steps=5, step=1 / 6, random_start=False, parameterisation=levels)  # steps of 0.5/255
+    assert PyramidAT().attack == attack
+    assert (PyramidAT().weight, PyramidAT().matched) == (1.0, True)
+
+
+def test_both_terms_have_the_smoothed_labels_and_are_told_apart():
+    recipe = PyramidAT(attack=ATTACK, weight=0.5)
+    system, step = system_with(recipe, dropout=0.0), step_of(smoothing=0.3)
+    batch = recipe.craft(system, batch_of(), step)
+    z = [system(x) for x in (batch.x, batch.extra["adversarial"])]
+    clean, adversarial = (F.cross_entropy(logits, batch.y, label_smoothing=0.3) for logits in z)
+    torch.testing.assert_close(recipe.loss(system, batch, step), clean + 0.5 * adversarial)
+    torch.testing.assert_close(step.said["loss_clean"], clean.detach())
+    torch.testing.assert_close(step.said["loss_adversarial"], adversarial.detach())
+    system.model[9].bias.data -= z[0].detach().mean(0)  # now the network tells classes apart
+    batch.y = system(batch.x).argmax(1)
+    batch.extra["adversarial"] = batch.x.flip(0)
+    recipe.loss(system, batch, step)
+    assert step.said["train_accuracy_clean"] == 1
+    assert step.said["train_accuracy_adversarial"] < 1
+
+
+def test_masks_are_new_in_every_step():
+    system, batch = system_with(SMALL), batch_of()
+    rows = step_of().rows
+    losses = []
+    for i in (0, 1):
+        step = step_of(step=i)
+        step.rows = rows
+        batch.extra["adversarial"] = batch.x
+        losses.append(SMALL.loss(system, batch, step))
+    assert losses[0] != losses[1]
+
+
+def test_the_attack_is_sign_descent_on_every_level():
+    """Each cell follows m times the sum of the pixels' gradients over its block; what is clipped adds nothing."""
+    system, step = system_with(SMALL, dropout=0.0), step_of()
+    x = batch_of().x
+    found = SMALL.craft(system, batch_of(), step).extra["adversarial"]
+    target = step.rows.integers((), 0, 3, "pyramid target")
+    levels = {4: (10.0, torch.zeros(12, 1, 2, 2)), 1: (1.0, torch.zeros(12, 1, 8, 8))}
+
+    def image():
+        grown = [m * d.repeat_interleave(s, 2).repeat_interleave(s, 3) for s, (m, d) in levels.items()]
+        return x + sum(grown)
+
+    for _ in range(3):
+        raw = image()
+        z = raw.clamp(0, 1).requires_grad_(True)
+        (g,) = torch.autograd.grad(F.cross_entropy(system(z), target, reduction="sum"), z)
+        g = g * ((raw >= 0) & (raw <= 1))
+        for s, (m, d) in levels.items():
+            block = m * F.avg_pool2d(g, s) * s * s
+            levels[s] = (m, (d - 0.02 / 3 * block.sign()).clamp(-0.02, 0.02))
+    torch.testing.assert_close(found, image().clamp(0, 1), rtol=0, atol=1e-5)
+    assert (found - x).abs().max() > 0.1
+
+
+def test_unmatched_the_attack_runs_in_its_own_mode():
+    recipe = PyramidAT(attack=ATTACK, matched=False)
+    system, step = system_with(recipe), step_of()
+    found = recipe.craft(system, batch_of(), step).extra["adversarial"]
+    without = system_with(SMALL, dropout=0.0)
+    assert torch.equal(found, SMALL.craft(without, batch_of(), step).extra["adversarial"])
 
 
 def test_unmatched_masks_differ():
@@ -108,7 +178,29 @@ def test_a_network_with_batch_norm_keeps_adversaries_in_a_branch_of_their_own():
     main, other = (system.model[1].branches[name].running_mean for name in ("main", "adversarial"))
     assert not torch.allclose(main, other)
     assert int(system.model[1].branches["main"].num_batches_tracked) == 1
-    assert SMALL.finish(system).state_dict().keys() == cnn().state_dict().keys()
+    given = copied(system.model[1].branches["main"])
+    shipped = SMALL.finish(system)
+    assert shipped.state_dict().keys() == cnn().state_dict().keys()
+    assert all(torch.equal(t, given[k]) for k, t in shipped[1].state_dict().items())
+
+
+def test_attack_and_adversarial_pass_go_through_the_branch_of_adversaries_and_the_clean_pass_does_not():
+    system, step = system_with(SMALL, norm=True, dropout=0.0), step_of()
+    for layer in (system.model[1], system.model[4]):
+        layer.branches["main"].weight.data.zero_()  # an attack on the main branch would have no gradient
+    batch = SMALL.craft(system, batch_of(), step)
+    assert (batch.extra["adversarial"] - batch.x).abs().mean() > 0.05
+    terms = []
+    for name, x in (("main", batch.x), ("adversarial", batch.extra["adversarial"])):
+        with route(system.model, name):
+            terms.append(F.cross_entropy(system(x), batch.y))
+    torch.testing.assert_close(SMALL.loss(system, batch, step), sum(terms))
+
+
+def test_data_without_classes_are_refused():
+    data = from_arrays(torch.rand(6, 1, 8, 8).numpy(), None)
+    with pytest.raises(BadInput, match="labelled data"):
+        SMALL.setup(cnn(norm=False), data, Rows.count(0, 6))
 
 
 def test_bad_settings_and_models_are_refused():
@@ -116,6 +208,8 @@ def test_bad_settings_and_models_are_refused():
         PyramidAT(weight=-1.0)
     with pytest.raises(BadInput, match="one that takes an objective"):
         PyramidAT(attack="deepfool()")
+    with pytest.raises(BadInput, match="objective"):
+        PyramidAT(attack="pgd(objective=margin())")
     model = cnn(norm=False)
     model[8] = nn.AlphaDropout(0.1)
     with pytest.raises(BadInput, match="AlphaDropout"):

@@ -56,6 +56,11 @@ def test_betas_undo_the_expected_growth():
     assert betas[2] == pytest.approx(0.962250, abs=1e-6)
 
 
+def test_a_normaliser_free_network_takes_odd_sides():
+    with torch.no_grad():
+        assert NFResNet(blocks=(1, 1, 1, 1), width=8, channels=1)(torch.rand(2, 1, 28, 28)).shape == (2, 10)
+
+
 def test_a_normaliser_free_network_starts_without_its_residual_branches_and_keeps_its_variance():
     torch.manual_seed(0)
     model = NFResNet((2, 2, 2, 2))

@@ -7,11 +7,12 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from withstand.attacks import PGD
 from withstand.attacks.engine import AttackField
-from withstand.errors import BadInput, bad
-from withstand.hardening.terms import aimed, at_least_zero, say_accuracy
+from withstand.errors import bad
+from withstand.hardening.terms import aimed, at_least_zero, copies, say_accuracy
 from withstand.models.layers import add_branches, keep_branch, route
 from withstand.protocols import Batch, Dataset
 from withstand.random import Rows
@@ -32,16 +33,19 @@ class AdvProp(Recipe):
     Everything of a batch norm is doubled: scale, shift and running statistics. It raises clean and out-of-distribution
     accuracy; it is no defence, since the branch that has seen adversarial examples is left behind.
 
-    attack: in eval mode on the adversarial branch; one step of 1/255 in the ball of 1/255, a fifth of the examples from the
-    clean point. For larger radii the paper takes eps * 255 + 1 steps of 1/255: pgd(linf(4/255), steps=5, step=1/4, ...).
+    attack: on the adversarial branch, in eval mode unless the attack says mode="train"; one step of 1/255 in the ball of
+    1/255, a fifth of the examples from the clean point. For larger radii the paper takes eps * 255 + 1 steps of 1/255:
+    pgd(linf(4/255), steps=5, step=1/4, clean_starts=0.2).
     target: "random" pulls each example towards another class, drawn evenly; "true" pushes it away from its label. What the
     paper did could not be confirmed; public re-implementations draw at random, the label itself included, and start
     a whole batch at the clean point by a draw that succeeds with probability 0.58 instead of 0.2.
     weights: (w_c, w_a); the paper has the plain sum (1, 1), twice the learning rate of this default. adversarial_share: of
-    the examples, those that have an adversarial twin (Fast AdvProp has 1/5, without the clean copy: paired=False).
+    the examples, those that have an adversarial twin, rounded, one at least (Fast AdvProp has 1/5, without the clean
+    copy: paired=False).
     sources: augmentations, each of which makes a further copy of the batch with a branch of its own (fine-grained
     AdvProp); their losses are summed with weight w_c. branches: "shared" sends all through the same batch norm, the
-    mixed training that AdvProp is compared with. ship: the branch that is kept.
+    mixed training that AdvProp is compared with. ship: the branch that is kept. As it is no defence, choose the best epoch
+    by the clean accuracy (judge="none" of `harden`).
 
     Of Fast AdvProp the reuse of the attack's weight gradient, the shuffling over devices and the learning rates by group are
     not built.
@@ -76,20 +80,19 @@ class AdvProp(Recipe):
         system: Any = System(copy.deepcopy(model))
         if self.branches == "own":
             names = [MAIN, ADVERSARIAL, *(f"source_{i}" for i in range(len(self.sources)))]
-            try:
-                add_branches(system.model, names)
-            except BadInput as error:
-                raise BadInput(
-                    f"{error} advprop splits batch norm; for networks without it take pyramidat or nofrost."
-                ) from None
+            if not any(isinstance(m, _BatchNorm) for m in model.modules()):
+                mend = "advprop splits it; for networks without it take pyramidat or nofrost."
+                raise bad("model", "no batch norm", "a network with batch norm", mend)
+            add_branches(system.model, names)
         system.classes = len(data.classes)
         return system
 
     def craft(self, system: Any, batch: Batch, step: Step) -> Batch:
-        extra = dict(batch.extra)
-        for i, source in enumerate(self.sources):
-            extra[f"source_{i}"] = source(batch, step, system.classes).x
         n = max(1, round(self.adversarial_share * len(batch)))
+        if not self.paired and n == len(batch):
+            got = f"{self.adversarial_share} of {n} examples, unpaired"
+            raise bad("adversarial_share", got, "a share that leaves clean examples", "Or take larger batches.")
+        extra = {**batch.extra, **copies(self.sources, batch, step, system.classes, "source")}
         few = batch.index(torch.arange(n, device=batch.x.device))
         rows = step.rows.take(torch.arange(n, device=batch.x.device))
         attack, y = self.attack, few.y
@@ -108,7 +111,8 @@ class AdvProp(Recipe):
         n = len(adversarial)
         first = 0 if self.paired else n
         parts = [(batch.x[first:], y[first:], self.weights[0]), (adversarial, y[:n], self.weights[1])]
-        parts += [(batch.extra[f"source_{i}"], y, self.weights[0]) for i in range(len(self.sources))]
+        sources = [f"source_{i}" for i in range(len(self.sources))]
+        parts += [(batch.extra[name], batch.extra[f"{name}_labels"], self.weights[0]) for name in sources]
         sizes = [len(x) for x, _, _ in parts]
         ids = torch.arange(len(parts), device=batch.x.device).repeat_interleave(
             torch.tensor(sizes, device=batch.x.device)

@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from withstand.attacks import PGD
 from withstand.attacks.engine import AttackField
 from withstand.errors import bad
-from withstand.hardening.terms import say_accuracy
+from withstand.hardening.terms import copies, say_accuracy
 from withstand.protocols import Batch, Dataset
 from withstand.random import Rows
 from withstand.registry import component
@@ -37,6 +37,7 @@ class NoFrost(Recipe):
     streams are DeepAugment and texture-debiased images); then the loss is the plain mean over all streams.
 
     The official run smooths labels by 0.1 and clips no gradients; both are options of the trainer (label_smoothing, agc).
+    It has SGD with Nesterov momentum, weight decay 5e-5, a learning rate of 0.1 for batches of 256, 90 epochs of cosine.
     It picks its checkpoint on the test set; here the validation set decides. The abstract and the official repository
     disagree on the PGD accuracy of ResNet-50 (23.56 and 22.45).
 
@@ -68,7 +69,7 @@ class NoFrost(Recipe):
     def craft(self, system: Any, batch: Batch, step: Step) -> Batch:
         if self.mix == 0:
             return batch
-        extra = {f"domain_{i}": d(batch, step, system.classes).x for i, d in enumerate(self.domains)}
+        extra = copies(self.domains, batch, step, system.classes, "domain")
         y = batch.y if batch.y is None or batch.y.dim() == 1 else batch.y.argmax(1)
         extra["adversarial"] = step.attack(self.attack, system.model, batch.x, y)
         return replace(batch, extra={**batch.extra, **extra})
@@ -84,7 +85,8 @@ class NoFrost(Recipe):
             say_accuracy(step, y, clean=clean)
             return loss
         say_accuracy(step, y, clean=clean, adversarial=others[0])
-        losses = [step.cross_entropy(z, y) for z in others]
+        labels = [y, *(batch.extra[f"{name}_labels"] for name in names[1:])]
+        losses = [step.cross_entropy(z, own) for z, own in zip(others, labels)]
         step.say("loss_adversarial", losses[0])
         if self.domains:
             return torch.stack([loss, *losses]).mean()

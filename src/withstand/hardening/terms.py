@@ -1,5 +1,6 @@
 """Terms that several losses share."""
 
+import dataclasses
 from dataclasses import fields
 from typing import Any
 
@@ -9,6 +10,8 @@ from torch import Tensor
 
 from withstand.errors import bad
 from withstand.objectives import CrossEntropy
+from withstand.protocols import Batch
+from withstand.random import Rows, derive
 from withstand.registry import replace
 from withstand.training.recipe import Step
 
@@ -37,15 +40,15 @@ def at_least_zero(**settings: float) -> None:
 
 
 def on_term(attack: Any, objective: Any) -> Any:
-    """The attack on the term that its recipe minimises: `objective` takes the place of an attack's default, cross-entropy.
+    """The attack on the term that its recipe minimises: `objective` takes the place of an attack's default.
 
     Raises: BadInput for an attack that was given another objective.
     """
-    if "objective" not in {f.name for f in fields(attack)}:
+    own = next((f for f in fields(attack) if f.name == "objective"), None)
+    if own is None:
         return attack
-    if attack.objective not in (CrossEntropy(), objective):
-        mend = "The recipe sets it; leave it out."
-        raise bad("attack", f"the objective {attack.objective!r}", repr(objective), mend)
+    if attack.objective not in (CrossEntropy(), own.default, objective):
+        raise bad("attack", f"the objective {attack.objective!r}", "none", "The recipe sets it; leave it out.")
     return replace(attack, objective=objective)
 
 
@@ -55,7 +58,23 @@ def towards(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def aimed(attack: Any) -> Any:
-    """The attack with labels read as targets. Raises: BadInput for attacks that take no objective."""
+    """The attack with labels read as targets.
+
+    Raises: BadInput for attacks that take no objective, or were given another one.
+    """
     if "objective" not in {f.name for f in fields(attack)}:
         raise bad("attack", repr(attack), "one that takes an objective, e.g. pgd", "It has to aim at random classes.")
-    return replace(attack, objective=towards)
+    return on_term(attack, towards)
+
+
+def copies(augmentations: Any, batch: Batch, step: Step, classes: int, name: str) -> dict[str, Any]:
+    """One copy of the batch by each augmentation, for `Batch.extra`: inputs as NAME_i, labels as NAME_i_labels. Each copy
+    has draws of its own, whatever else is augmented in the same way."""
+    made: dict[str, Any] = {}
+    for i, augmentation in enumerate(augmentations):
+        seeds = derive(step.seed, name, i), derive(step.rows.seed, name, i)
+        copy = augmentation(
+            batch, dataclasses.replace(step, seed=seeds[0], rows=Rows(seeds[1], step.rows.ids)), classes
+        )
+        made |= {f"{name}_{i}": copy.x, f"{name}_{i}_labels": copy.y}
+    return made

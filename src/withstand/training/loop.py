@@ -116,7 +116,7 @@ class Loop:
         """All epochs that are left."""
         with ExitStack() as stack:
             if self.folder is not None and self.rank == 0:
-                stack.enter_context(lock(self.folder))
+                stack.enter_context(_claimed(self.folder))
             self._resume()
             stack.enter_context(torch.random.fork_rng(_cuda(self.fabric.device)))
             self.started, self.first, self.saved = time.perf_counter(), self.step, time.perf_counter()
@@ -207,10 +207,10 @@ class Loop:
         if update.before_step is not None:
             update.before_step()
         if last:
-            if self.trainer.clip_norm is not None:
-                self.fabric.clip_gradients(
-                    self.wrapped, optimizer, max_norm=self.trainer.clip_norm, error_if_nonfinite=False
-                )
+            if self.trainer.clip_norm is not None or self.trainer.agc is not None:
+                # without a bound it still undoes the scaling of half precision, which adaptive clipping must not see
+                most = self.trainer.clip_norm or float("inf")
+                self.fabric.clip_gradients(self.wrapped, optimizer, max_norm=most, error_if_nonfinite=False)
             if self.trainer.agc is not None:
                 clip_adaptively(self._clipped(update.opt), self.trainer.agc)
             optimizer.step()
@@ -218,7 +218,8 @@ class Loop:
 
     def _clipped(self, opt: str) -> list[Tensor]:
         """The parameters of an optimiser but those of the layer that makes the logits."""
-        linear = [m for m in self.system.modules() if isinstance(m, nn.Linear)]
+        model = getattr(self.system, "model", self.system)  # other parts of the system have linear layers of their own
+        linear = [m for m in model.modules() if isinstance(m, nn.Linear)]
         last = {id(p) for p in linear[-1].parameters()} if linear else set()
         return [p for group in self.optimizers[opt].param_groups for p in group["params"] if id(p) not in last]
 
@@ -410,6 +411,21 @@ class Loop:
 
     def _what_stays(self) -> str:
         return "nothing was saved." if self.folder is None else f"the last good checkpoint stays in {self.folder}."
+
+
+@contextmanager
+def _claimed(folder: Path) -> Iterator[None]:
+    """The folder's lock; a training that fails before it has written anything leaves no folder behind."""
+    new = not folder.exists()
+    with lock(folder):
+        try:
+            yield
+        except BaseException:
+            if [p.name for p in folder.iterdir()] == [".lock"]:
+                (folder / ".lock").unlink()
+                if new:
+                    folder.rmdir()
+            raise
 
 
 @contextmanager

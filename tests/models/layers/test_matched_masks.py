@@ -85,3 +85,22 @@ def test_layers_that_cannot_be_matched_are_named(layer):
         matched_masks(nn.Sequential(layer), Rows.count(0, 1)),
     ):
         pass
+
+
+@pytest.mark.parametrize("layer", [nn.AlphaDropout(0.0), depth(0.0, "batch")])
+def test_what_drops_nothing_needs_no_match(layer):
+    with matched_masks(layer, Rows.count(0, 4)):
+        assert torch.equal(layer(torch.ones(4, 2)), torch.ones(4, 2))
+
+
+def test_the_dropout_inside_fused_attention_is_refused():
+    """It is a rate that a function is given; the layer that holds it never runs."""
+    attention = pytest.importorskip("timm.models.vision_transformer").Attention
+    model = attention(8, num_heads=2, attn_drop=0.1)
+    model.fused_attn = True
+    with pytest.raises(BadInput, match="Attention"), matched_masks(nn.Sequential(model), Rows.count(0, 4)):
+        pass
+    model.fused_attn = False
+    x = torch.rand(4, 3, 8)
+    with matched_masks(model, Rows.count(0, 4)):
+        assert torch.equal(model(x), model(x))

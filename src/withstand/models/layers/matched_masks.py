@@ -22,7 +22,8 @@ def matched_masks(model: nn.Module, rows: Rows, step: int = 0) -> Iterator[None]
 
     rows: one per row of the batch. A batch of k times as many rows is read as k copies of it one after the other, as in
     `cat([x, x_adversarial])`. Give each training step and each process another `step`, seed or ids. A layer that is
-    called several times in one pass draws the same mask each time; attention and functional dropout are not reached.
+    called several times in one pass draws the same mask each time; functional dropout is not reached (that of torch's and
+    timm's attention is refused).
     Covers torch.nn.Dropout*, AlphaDropout excepted, torchvision's StochasticDepth and timm's DropPath, in train mode, with
     their own rates and scaling; the global generators stay untouched and the layers are given back on the way out.
 
@@ -53,7 +54,11 @@ def matched_masks(model: nn.Module, rows: Rows, step: int = 0) -> Iterator[None]
 def _random(layer: nn.Module) -> bool:
     if isinstance(layer, nn.MultiheadAttention):
         return layer.dropout > 0
-    return isinstance(layer, _DropoutNd) or type(layer).__name__ in _DEPTH
+    if getattr(layer, "fused_attn", False):  # timm's: it reads the rate of its dropout and never calls it
+        return getattr(getattr(layer, "attn_drop", None), "p", 0) > 0
+    if isinstance(layer, _DropoutNd):
+        return layer.p > 0
+    return type(layer).__name__ in _DEPTH and bool(layer.drop_prob if hasattr(layer, "drop_prob") else layer.p)
 
 
 # how a layer keeps: its rate of dropping, the shape of the mask of one example, whether what is kept is scaled up

@@ -50,6 +50,7 @@ class NFResNet(nn.Module):
     f is of scaled weight-standardised convolutions (they carry the gain of relu), s a learnable scalar that starts at 0
     (SkipInit), beta = 1 / sqrt(v) the expected standard deviation of h undone: v = 1 at the start and after the first
     block of each stage, where the shortcut is a convolution of the scaled activation, then v grows by alpha^2 a block.
+    The stem follows no relu and carries no gain (timm's has it), so that v = 1 holds for inputs of variance 1.
 
     Input as for ResNet.
     """
@@ -131,7 +132,8 @@ class _NFBlock(nn.Module):
         super().__init__()
         self.conv1 = WSConv2d(before, after, 3, stride=stride, padding=1)
         self.conv2 = WSConv2d(after, after, 3, padding=1)
-        pool = nn.AvgPool2d(2) if stride > 1 else nn.Identity()
+        # as the convolution beside it, odd sides are rounded up
+        pool = nn.AvgPool2d(2, ceil_mode=True, count_include_pad=False) if stride > 1 else nn.Identity()
         self.shortcut = nn.Sequential(pool, WSConv2d(before, after, 1)) if first else None
         self.strength = nn.Parameter(torch.zeros(()))
         self.alpha, self.beta = alpha, beta
