@@ -5,11 +5,13 @@ from torch import nn
 
 import withstand as ws
 from withstand.reproductions import classic_attacks as system
+from withstand.reproductions import classic_defences
+from withstand.reproductions.attack_table import fixed
 from withstand.reproductions.runner import judge
 
 TINY = {
     "images": 12, "nearest": 3, "epochs": 1, "noise": 2, "square": 20, "queries": 80,
-    "cw_steps": 5, "cw_searches": 1, "lbfgs_searches": 1,
+    "cw_steps": 5, "cw_searches": 1, "lbfgs_searches": 1, "draws": 2, "certify": 20,
 }  # fmt: skip
 
 
@@ -34,7 +36,7 @@ def test_all_claims_can_be_judged(rows):
 
 def test_every_arm_has_its_examples_and_no_attack_mends_a_mistake(rows):
     bits = {r["arm"]: r["examples"] for r in rows if r["metric"] == "robust_accuracy"}
-    assert len(bits) == 5 * 9 + 2 + 1
+    assert len(bits) == (5 + len(classic_defences.RECIPES)) * 9 + 2 + 1
     for arm, examples in bits.items():
         clean = bits[arm.split(" / ")[0] + " / clean"]
         assert len(examples) == 12
@@ -80,7 +82,7 @@ def test_on_a_linear_model_the_suite_is_exact_and_nothing_goes_below():
     model = system.logistic(0)
     system.fit(model, system.digits("train"), 8, lr=0.01)
     exact = system.exact_robust(model[1], x, y, 0.1)
-    found = system._fixed("logistic", model, x, y, 0.1, TINY, 0, lambda text: None)
+    found = fixed("logistic", model, x, y, 0.1, TINY, 0, lambda text: None)
     bits = {
         r["arm"]: torch.tensor([c == "1" for c in r["examples"]]) for r in found if r["metric"] == "robust_accuracy"
     }

@@ -7,36 +7,19 @@ for the logistic regression); the others report the distance of the nearest exam
 for the nearest example, which cost most, face the plain and the adversarially trained network only.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from withstand.attacks import (
-    APGD,
-    APGDT,
-    FGSM,
-    JSMA,
-    LBFGS,
-    OPT,
-    PGD,
-    ZOO,
-    Attack,
-    AutoAttack,
-    Boundary,
-    CarliniWagner,
-    DeepFool,
-    Noise,
-    SignOPT,
-    Square,
-)
+from withstand.attacks import FGSM, PGD
 from withstand.data import load_data
 from withstand.models.zoo.small import small_cnn
-from withstand.objectives import Margin
 from withstand.protocols import Claim
 from withstand.random import derive
+from withstand.reproductions import classic_defences
+from withstand.reproductions.attack_table import bits, fixed, nearest
 from withstand.threats import Linf
 from withstand.training.basic import fit
 
@@ -53,11 +36,11 @@ THOROUGH = ("natural", "at")
 SCALES: dict[str, dict[str, Any]] = {
     "smoke": {
         "images": 60, "nearest": 10, "epochs": 8, "noise": 20, "square": 200, "queries": 500,
-        "cw_steps": 100, "cw_searches": 4, "lbfgs_searches": 4,
+        "cw_steps": 100, "cw_searches": 4, "lbfgs_searches": 4, "draws": 10, "certify": 200,
     },
     "cpu": {
         "images": 200, "nearest": 30, "epochs": 20, "noise": 100, "square": 500, "queries": 1500,
-        "cw_steps": 300, "cw_searches": 5, "lbfgs_searches": 8,
+        "cw_steps": 300, "cw_searches": 5, "lbfgs_searches": 8, "draws": 20, "certify": 1000,
     },
 }  # fmt: skip
 
@@ -121,6 +104,10 @@ CLAIMS: list[Claim] = [
         "lower",
         "distance",
     ),
+    *(
+        Claim(statement, source, arms, metric, direction, SCALES)
+        for statement, source, arms, metric, direction in classic_defences.CLAIMS
+    ),
 ]
 
 
@@ -133,47 +120,19 @@ def measure(scale: str, seed: int, progress: Callable[[str], None]) -> dict[str,
         progress(f"{name}: training")
         model = network(seed)
         fit(model, train, s["epochs"], **settings, seed=seed)
-        rows += _fixed(name, model, x, y, EPS, s, seed, progress)
+        rows += fixed(name, model, x, y, EPS, s, seed, progress, thorough=name in THOROUGH)
         if name in THOROUGH:
-            rows += _nearest(name, model, x[: s["nearest"]], y[: s["nearest"]], s, seed, progress)
+            rows += nearest(name, model, x[: s["nearest"]], y[: s["nearest"]], s, seed, progress)
+    rows += classic_defences.measure(train, x, y, EPS, s, seed, progress)
     progress("logistic: training")
     model = logistic(seed)
     fit(model, train, s["epochs"], lr=0.01, seed=seed)
     layer = model[1]
     assert isinstance(layer, nn.Linear)
     exact = exact_robust(layer, x, y, LOGISTIC_EPS)
-    rows.append({"arm": "logistic / exact", "metric": "robust_accuracy", "examples": _bits(exact)})
-    rows += _fixed("logistic", model, x, y, LOGISTIC_EPS, s, seed, progress)
+    rows.append({"arm": "logistic / exact", "metric": "robust_accuracy", "examples": bits(exact)})
+    rows += fixed("logistic", model, x, y, LOGISTIC_EPS, s, seed, progress)
     return {"rows": rows}
-
-
-def fixed_attacks(eps: float, s: Mapping[str, Any]) -> dict[str, list[Attack]]:
-    """The attacks of one radius; where there are several, each faces what the ones before it left standing."""
-    t = Linf(eps)
-    return {
-        "noise": [Noise(t, samples=s["noise"])],
-        "fgsm": [FGSM(t)],
-        "pgd_ce_10": [PGD(t, steps=10, step=0.25)],
-        "pgd_ce_50": [PGD(t, steps=50, step=0.1)],
-        "cw_pgd_50": [PGD(t, steps=50, step=0.1, objective=Margin())],
-        "deepfool_linf": [DeepFool(t)],
-        "square": [Square(t, queries=s["square"])],
-        "apgd_ce_t": [APGD(t), APGDT(t)],
-    }
-
-
-def nearest_attacks(s: Mapping[str, Any]) -> dict[str, Attack]:
-    """The attacks that look for the nearest example."""
-    return {
-        "deepfool": DeepFool(),
-        "carlini_wagner": CarliniWagner(steps=s["cw_steps"], searches=s["cw_searches"], c=0.1, lr=0.02),
-        "lbfgs": LBFGS(searches=s["lbfgs_searches"]),
-        "zoo": ZOO(queries=s["queries"], lr=0.05, coordinates=8),
-        "opt": OPT(queries=s["queries"]),
-        "sign_opt": SignOPT(queries=s["queries"]),
-        "boundary": Boundary(queries=s["queries"]),
-        "jsma": JSMA(gamma=1.0),
-    }
 
 
 def exact_robust(layer: nn.Linear, x: Tensor, y: Tensor, eps: float) -> Tensor:
@@ -209,54 +168,3 @@ def logistic(seed: int) -> nn.Sequential:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(seed, "weights"))
         return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
-
-
-def _fixed(
-    name: str, model: nn.Module, x: Tensor, y: Tensor, eps: float, s: Mapping[str, Any], seed: int, progress: Any
-) -> list[dict[str, Any]]:
-    clean = _right(model, x, y)
-    rows = [{"arm": f"{name} / clean", "metric": "robust_accuracy", "examples": _bits(clean)}]
-    stands = {}
-    attacks = fixed_attacks(eps, s)
-    if name in THOROUGH:
-        attacks["autoattack"] = [AutoAttack(Linf(eps), queries=s["square"])]
-    for label, chain in attacks.items():
-        progress(f"{name}: {label}")
-        left = clean.clone()
-        for attack in chain:
-            todo = left.nonzero().flatten()
-            if len(todo):
-                z = attack(model, x[todo], y[todo], seed=seed, ids=todo)
-                left[todo] = _right(model, z, y[todo])
-        stands[label] = left
-        rows.append({"arm": f"{name} / {label}", "metric": "robust_accuracy", "examples": _bits(left)})
-    over = stands["pgd_ce_50"] & ~stands["apgd_ce_t"]
-    return [*rows, {"arm": f"{name} / pgd_ce_50", "metric": "overestimate", "examples": _bits(over)}]
-
-
-def _nearest(
-    name: str, model: nn.Module, x: Tensor, y: Tensor, s: Mapping[str, Any], seed: int, progress: Any
-) -> list[dict[str, Any]]:
-    """Distances; 0 where the clean image is wrong, that of the farthest corner where nothing was found."""
-    rows = []
-    for label, attack in nearest_attacks(s).items():
-        progress(f"{name}: {label}")
-        r = attack.run(model, x, y, seed=seed)
-        far = attack.threat.distance(x, (x < 0.5).to(x))
-        metric = "values_changed" if label == "jsma" else "distance"
-        found = torch.where(r.success, r.distance, far)
-        passes = float((r.forwards + r.backwards).double().mean())
-        rows.append(
-            {"arm": f"{name} / {label}", "metric": metric, "examples": [round(v, 4) for v in found.tolist()]}
-            | {"success": float(r.success.double().mean()), "passes": round(passes, 1)}
-        )
-    return rows
-
-
-def _right(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    with torch.no_grad():
-        return model(x).argmax(1) == y
-
-
-def _bits(values: Tensor) -> str:
-    return "".join(np.where(values.numpy(), "1", "0"))
