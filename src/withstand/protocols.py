@@ -103,7 +103,7 @@ class Dataset(Protocol):
 
 # Models --------------------------------------------------------------------------------------------------------------
 
-Access = Literal["gradients", "features", "scores", "decision", "top_k"]
+Access = Literal["gradients", "features", "scores", "decision", "top_k", "training history"]
 
 
 @dataclass

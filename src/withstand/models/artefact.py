@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from withstand import errors
+from withstand.models.record import TrainingRecord
 from withstand.protocols import Space, Target
 
 FILE = "artefact.json"
@@ -36,7 +37,7 @@ def load(folder: str, name: str | None = None) -> Target:
     if held.get("wraps"):
         mend = f"Build the system with {held['wraps']}.setup(...), and load {weights.name} into its model."
         raise errors.bad("model", f"artefact:{folder}", "an artefact of the architecture that was given", mend)
-    return load_model(
+    target = load_model(
         spec,
         weights,
         *(None if held.get(key) is None else held[key] for key in ("mean", "std")),
@@ -45,3 +46,5 @@ def load(folder: str, name: str | None = None) -> Target:
         outputs=held.get("outputs"),
         **held.get("options", {}),
     )
+    target.record = TrainingRecord.read(path.parent)  # type: ignore[attr-defined]
+    return target

@@ -101,12 +101,11 @@ def _data(data: dict[str, Any]) -> str:
 
 
 def _span(row: summary.Row) -> tuple[float, float]:
-    """The common axis of a row's intervals: 0 to 1 for shares, else from zero to beyond the largest."""
-    if row.unit == "share":
-        return 0.0, 1.0
+    """The common axis of a row's intervals: 0 to 1 for shares (from below where one is negative), else from zero to beyond
+    the largest."""
     found = [c.metric[k] for c in row.cells.values() if c.metric for k in ("value", "low", "high")]
     ends = [v for v in found if words.is_number(v)]
-    return min([0.0, *ends]), max([0.0, *ends])
+    return min([0.0, *ends]), 1.0 if row.unit == "share" else max([0.0, *ends])
 
 
 # Checks --------------------------------------------------------------------------------------------------------------
