@@ -332,7 +332,7 @@ class Metric:
 
 @dataclass
 class Figure:
-    """A figure as data; the page draws it. kind: "curve", "heatmap", "bars", "gallery" or "table"."""
+    """A figure as data; the page draws it. kind: "curve", "heatmap", "bars", "gallery", "maps" or "table"."""
 
     kind: str
     title: str

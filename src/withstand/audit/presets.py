@@ -23,6 +23,7 @@ PRESETS: dict[str, tuple[str, ...]] = {
         "corruptions(severities=(3,), examples=100)",
         "transfer({linf}, examples=200)",
         "unfamiliar(examples=400)",
+        "saliency(examples=64)",
         "trust(threat={linf})",
     ),
     "standard": (
@@ -37,6 +38,7 @@ PRESETS: dict[str, tuple[str, ...]] = {
         "transfer({linf}, examples=1000)",
         "blackbox({linf}, attack=square(queries=1000), examples=200)",
         "unfamiliar(examples=5000)",
+        "saliency",
         "trust(threat={linf})",
     ),
     "full": (
@@ -54,6 +56,7 @@ PRESETS: dict[str, tuple[str, ...]] = {
         "blackbox({linf}, attack=square(queries=5000), examples=1000)",
         "blackbox({l2}, attack=boundary(queries=5000), examples=200)",
         "unfamiliar",
+        "saliency(examples=2000)",
         "trust(threat={linf}, examples=256)",
     ),
 }
@@ -132,9 +135,9 @@ def _applying(preset: str, space: Space, given: Collection[str], access: Collect
         texts = tuple(t for t in texts if not t.startswith("blackbox")) + BLACK_BOX[preset]
     found = []
     for text in texts:
+        if text.startswith(("corruptions", "saliency")) and not _pictures(space):
+            continue
         if text.startswith("corruptions"):
-            if not _pictures(space):
-                continue
             if (
                 space.shape == (3, 224, 224)
                 and space.classes == 1000

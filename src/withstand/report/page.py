@@ -15,6 +15,7 @@ from markupsafe import Markup
 
 from withstand.report import figures, heatmaps, summary, words
 from withstand.report.gallery import gallery
+from withstand.report.maps import maps
 
 _HERE = Path(__file__).parent
 _IDS_SHOWN = 60
@@ -154,6 +155,8 @@ def _figure(
         made["parts"] = _tables(data)
     elif kind == "gallery":
         made["parts"] = [(m, *gallery(d, home), d.get("magnified", 1)) for _, m, d in data]
+    elif kind == "maps":
+        made["parts"] = maps([(m, d) for _, m, d in data], home)
     else:
         made |= {"kind": "unknown", "parts": [], "captions": [*captions, f"Figures of kind {kind!r} are not drawn."]}
     return made

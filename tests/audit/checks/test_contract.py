@@ -22,6 +22,7 @@ QUICK = {
     "certified": "certified(n0=20, n=200)",
     "trust": "trust(threat=linf(0.1), steps=2, queries=5)",
     "training_curve": "training_curve()",
+    "saliency": "saliency(steps=4)",
 }
 SOME = ("trust", "training_curve")  # measures some examples under some conditions only
 CHECKS = [e.name for e in entries("check") if e.module.startswith("withstand.audit.checks")]
@@ -198,4 +199,10 @@ def gallery(d):
     assert all(i.keys() == item for i in d["items"])
 
 
-SCHEMAS = {"curve": curve, "bars": bars, "heatmap": heatmap, "table": table, "gallery": gallery}
+def maps(d):
+    assert d.keys() == {"items"}
+    assert 0 < len(d["items"]) <= 8
+    assert all(i.keys() == {"id", "label", "prediction", "image", "map"} for i in d["items"])
+
+
+SCHEMAS = {"maps": maps, "curve": curve, "bars": bars, "heatmap": heatmap, "table": table, "gallery": gallery}
