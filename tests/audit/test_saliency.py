@@ -1,5 +1,7 @@
 """The measures of saliency maps against closed forms and slow references."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -48,6 +50,6 @@ def test_pixels_are_exchanged_from_the_most_salient_on(steps):
             for a, b in order[: round(k / steps * 6)]:
                 z[:, a, b] = other[i][:, a, b]
             values.append(float(score(torch.as_tensor(z)[None])))
-        areas.append(sum((a + b) / 2 / steps for a, b in zip(values, values[1:])))
+        areas.append(sum((a + b) / 2 / steps for a, b in itertools.pairwise(values)))
     found = exchanged(score, *(torch.as_tensor(v) for v in (x, other, saliency)), steps)
     assert found.tolist() == pytest.approx(areas)

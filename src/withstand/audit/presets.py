@@ -137,14 +137,9 @@ def _applying(preset: str, space: Space, given: Collection[str], access: Collect
     for text in texts:
         if text.startswith(("corruptions", "saliency")) and not _pictures(space):
             continue
-        if text.startswith("corruptions"):
-            if (
-                space.shape == (3, 224, 224)
-                and space.classes == 1000
-                and "reference" not in given
-                and preset != "quick"
-            ):
-                text = _with(text, "reference='alexnet'")
+        imagenet = space.shape == (3, 224, 224) and space.classes == 1000
+        if text.startswith("corruptions") and imagenet and "reference" not in given and preset != "quick":
+            text = _with(text, "reference='alexnet'")
         check = parse(text.format(linf=linf, l2=l2), "check")
         lacking = [n.name for n in check.needs if not n.optional and n.name not in given]
         if not lacking and (access is None or check.access <= set(access)):

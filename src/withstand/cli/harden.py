@@ -176,7 +176,10 @@ def _gaps(fitted: Any) -> list[str]:
         lost = f"{gap:.1%} of robust accuracy were lost from the best epoch to the last" if gap else "none to be seen"
         lines.append(f"robust overfitting: {lost}")
     if train is not None:
-        lines.append(f"robust accuracy in the last epoch: {abs(train):.1%} {'higher' if train >= 0 else 'lower'} in training")
+        side = "higher" if train >= 0 else "lower"
+        lines.append(
+            f"robust accuracy in the last epoch: {abs(train):.1%} {side} on training than on held-out examples"
+        )
     return lines
 
 

@@ -21,7 +21,7 @@ class Looked:
 
 
 def maps(shown: Sequence[tuple[str, dict[str, Any]]], folder: Path | None, budget: int = _MOST_BYTES) -> list[Looked]:
-    """The examples of one figure of several models, as (model, data of the figure), while the page stays below the budget."""
+    """The examples of a figure of several models, as (model, data of the figure), while the page stays below the budget."""
     found: dict[Any, Looked] = {}
     for model, data in shown:
         for item in data["items"]:

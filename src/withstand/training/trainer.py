@@ -12,8 +12,8 @@ from withstand.errors import bad
 from withstand.protocols import Dataset
 from withstand.registry import coerce, component
 from withstand.training.augment import AugmentationsField
-from withstand.training.overfitting import robust_generalisation_gap, robust_overfitting_gap
 from withstand.training.optimizers import SGD, OptimizerField, ScheduleField, Steps
+from withstand.training.overfitting import robust_generalisation_gap, robust_overfitting_gap
 
 AveragingField = Annotated[Any, PlainValidator(coerce("averaging"))]
 
@@ -132,7 +132,8 @@ class Trainer:
 
         validation: examples, apart from the training's, by which the best epoch is chosen: by the accuracy under `attack`
         where one is given, else by the clean accuracy. out: a folder for checkpoints, `history.csv`, `best.safetensors`,
-        `last.safetensors` and `training.json` (the settings, and at the end what came of them); with the same settings again, the training goes on from there.
+        `last.safetensors` and `training.json` (the settings, and at the end what came of them); with the same settings
+        again, the training goes on from there.
         loggers: called as logger(step, row) after every epoch; see `withstand.training.logs`.
 
         Raises:

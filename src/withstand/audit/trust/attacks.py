@@ -141,7 +141,7 @@ class SingleStepOvershoots(Indicator):
     )
     threshold = (
         "Warns and fails when the share, less 1.96 standard errors over the examples, exceeds 2.5 % and 5 %. Ordinary "
-        "networks and those trained on many steps show 0 to 2 %, collapsed ones 5 % and more (measured on small images)."
+        "networks and soundly trained ones show 0 to 2 %, collapsed ones 6 to 21 % (measured on small images)."
     )
     advice = (
         "Believe no figure of a single-step attack (fgsm) on this model: attack with many steps (autoattack). In "
