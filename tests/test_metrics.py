@@ -152,3 +152,11 @@ def test_cluster_bootstrap_repeats_and_is_exact_without_spread():
     assert metrics.cluster_bootstrap(np.ones((4, 2)), lambda m: m.sum(1)) == (2.0, 2.0)
     with pytest.raises(BadInput):
         metrics.cluster_bootstrap(np.zeros((0, 2)), lambda m: m.sum(1))
+
+
+def test_the_difference_of_independent_proportions_is_newcombes():
+    # Newcombe 1998, table II, method 10: contrasts (a) 56/70 and 48/80, (b) 9/10 and 3/10
+    d, low, high = metrics.independent_difference(48, 80, 56, 70)
+    assert (round(d, 4), round(low, 4), round(high, 4)) == (0.2, 0.0524, 0.3339)
+    d, low, high = metrics.independent_difference(3, 10, 9, 10)
+    assert (round(d, 4), round(low, 4), round(high, 4)) == (0.6, 0.1705, 0.809)

@@ -52,6 +52,22 @@ def paired_counts(gained: int, lost: int, n: int, level: float = 0.95) -> tuple[
     return (gained - lost) / n, max(-1.0, centre - half), min(1.0, centre + half), p
 
 
+def independent_difference(before: int, n: int, after: int, m: int, level: float = 0.95) -> tuple[float, float, float]:
+    """(difference, low, high) of two proportions, after / m - before / n, of different examples (or of the same where it is
+    not known which of them changed: then the interval is rather too wide).
+
+    With d the difference and (l, u) Wilson's limits of each: d - sqrt((p2 - l2)^2 + (u1 - p1)^2) to
+    d + sqrt((u2 - p2)^2 + (p1 - l1)^2).
+
+    Reference: Newcombe, "Interval estimation for the difference between independent proportions: comparison of eleven
+    methods", Stat. Med. 1998, method 10.
+    """
+    (l1, u1), (l2, u2) = wilson(before, n, level), wilson(after, m, level)
+    p1, p2 = before / n, after / m
+    d = p2 - p1
+    return d, d - math.hypot(p2 - l2, u1 - p1), d + math.hypot(u2 - p2, p1 - l1)
+
+
 def bootstrap(
     values: np.ndarray, statistic=np.mean, draws: int = 2000, level: float = 0.95, seed: int = 0
 ) -> tuple[float, float]:

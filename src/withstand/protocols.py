@@ -103,7 +103,7 @@ class Dataset(Protocol):
 
 # Models --------------------------------------------------------------------------------------------------------------
 
-Access = Literal["gradients", "features", "scores", "decision", "top_k"]
+Access = Literal["gradients", "features", "scores", "decision", "top_k", "training history"]
 
 
 @dataclass
@@ -332,7 +332,7 @@ class Metric:
 
 @dataclass
 class Figure:
-    """A figure as data; the page draws it. kind: "curve", "heatmap", "bars", "gallery" or "table"."""
+    """A figure as data; the page draws it. kind: "curve", "heatmap", "bars", "gallery", "maps" or "table"."""
 
     kind: str
     title: str

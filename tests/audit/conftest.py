@@ -18,6 +18,7 @@ from withstand.audit.check import Check, Table
 from withstand.audit.store import as_table
 from withstand.data import from_arrays
 from withstand.models import as_target
+from withstand.models.record import TrainingRecord
 from withstand.models.target import TorchTarget
 from withstand.protocols import Batch, Context, Findings, Row, Space
 from withstand.registry import parse
@@ -71,6 +72,26 @@ class Done:
         return found[0]
 
 
+RECORD = TrainingRecord(
+    [
+        {"epoch": 1, "accuracy": 0.5, "robust_accuracy": 0.25, "train_accuracy_adversarial": 0.3},
+        {"epoch": 2, "train_accuracy_adversarial": 0.6},
+        {"epoch": 3, "accuracy": 0.8, "robust_accuracy": 0.75, "train_accuracy_adversarial": 0.7},
+        {"epoch": 4, "accuracy": 0.9, "robust_accuracy": 0.55, "train_accuracy_adversarial": 0.9},
+    ],
+    "pgd_at()",
+    "pgd(linf(0.1))",
+    learned=200,
+    held=20,
+)
+
+
+@pytest.fixture
+def record() -> TrainingRecord:
+    """Of a made-up training that overfits."""
+    return RECORD
+
+
 @pytest.fixture(scope="session")
 def arrays() -> type[Arrays]:
     return Arrays
@@ -102,7 +123,9 @@ def hardened() -> TorchTarget:
 def plain64(plain: TorchTarget) -> TorchTarget:
     import copy
 
-    return TorchTarget(copy.deepcopy(plain.model).double(), "plain64", plain.space)
+    target = TorchTarget(copy.deepcopy(plain.model).double(), "plain64", plain.space)
+    target.record = RECORD
+    return target
 
 
 @pytest.fixture(scope="session")

@@ -85,7 +85,7 @@ def gallery(ctx: Context, condition: dict[str, Any], title: str) -> Figure | Non
         images = {"clean": clean, "adversarial": clean + change, "difference": 0.5 + magnified * change}
         files = {}
         for name, pixels in images.items():
-            path = write_atomic(place / f"{int(rows['id'][i])}_{name}.png", _png(pixels))
+            path = write_atomic(place / f"{int(rows['id'][i])}_{name}.png", png(pixels))
             files[name] = path.relative_to(ctx.root).as_posix()
         items.append({name: value[i].item() for name, value in rows.items()} | {"condition": condition} | files)
     caption = (
@@ -99,7 +99,7 @@ def _worst_first(rows: dict[str, np.ndarray]) -> np.ndarray:
     return np.lexsort((rows["id"], rows["distance"], -np.round(rows["adversarial_confidence"], 2)))
 
 
-def _png(pixels: np.ndarray) -> bytes:
+def png(pixels: np.ndarray) -> bytes:
     """An image [C, H, W] in [0, 1] (clipped to it) as a PNG of its own size."""
     from PIL import Image
 

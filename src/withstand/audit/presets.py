@@ -19,9 +19,11 @@ PRESETS: dict[str, tuple[str, ...]] = {
         "robust({linf}, examples=100)",
         "curve({linf}, attack=apgd(steps=20), examples=100)",
         "per_class",
+        "training_curve",
         "corruptions(severities=(3,), examples=100)",
         "transfer({linf}, examples=200)",
         "unfamiliar(examples=400)",
+        "saliency(examples=64)",
         "trust(threat={linf})",
     ),
     "standard": (
@@ -30,11 +32,13 @@ PRESETS: dict[str, tuple[str, ...]] = {
         "curve({linf}, attack=apgd(), examples=500)",
         "curve({l2}, attack=apgd(), examples=500)",
         "per_class",
+        "training_curve",
         "minimum_distance(l2(), examples=200)",
         "corruptions(examples=1000)",
         "transfer({linf}, examples=1000)",
         "blackbox({linf}, attack=square(queries=1000), examples=200)",
         "unfamiliar(examples=5000)",
+        "saliency",
         "trust(threat={linf})",
     ),
     "full": (
@@ -44,6 +48,7 @@ PRESETS: dict[str, tuple[str, ...]] = {
         "curve({linf}, examples=1000)",
         "curve({l2}, examples=1000)",
         "per_class",
+        "training_curve",
         "minimum_distance(linf(), examples=1000)",
         "minimum_distance(l2(), examples=1000)",
         "corruptions(extra=True)",
@@ -51,6 +56,7 @@ PRESETS: dict[str, tuple[str, ...]] = {
         "blackbox({linf}, attack=square(queries=5000), examples=1000)",
         "blackbox({l2}, attack=boundary(queries=5000), examples=200)",
         "unfamiliar",
+        "saliency(examples=2000)",
         "trust(threat={linf}, examples=256)",
     ),
 }
@@ -129,16 +135,11 @@ def _applying(preset: str, space: Space, given: Collection[str], access: Collect
         texts = tuple(t for t in texts if not t.startswith("blackbox")) + BLACK_BOX[preset]
     found = []
     for text in texts:
-        if text.startswith("corruptions"):
-            if not _pictures(space):
-                continue
-            if (
-                space.shape == (3, 224, 224)
-                and space.classes == 1000
-                and "reference" not in given
-                and preset != "quick"
-            ):
-                text = _with(text, "reference='alexnet'")
+        if text.startswith(("corruptions", "saliency")) and not _pictures(space):
+            continue
+        imagenet = space.shape == (3, 224, 224) and space.classes == 1000
+        if text.startswith("corruptions") and imagenet and "reference" not in given and preset != "quick":
+            text = _with(text, "reference='alexnet'")
         check = parse(text.format(linf=linf, l2=l2), "check")
         lacking = [n.name for n in check.needs if not n.optional and n.name not in given]
         if not lacking and (access is None or check.access <= set(access)):

@@ -10,6 +10,8 @@
 - gallery: {"magnified": factor of the difference, "items": [{"id", "label", "clean_prediction", "adversarial_prediction",
   "clean_confidence", "adversarial_confidence", "distance", "condition", "clean", "adversarial", "difference"}]}, the last
   three being PNG files, relative to the run folder.
+- maps: {"items": [{"id", "label", "prediction", "image", "map"}]}, the last two PNG files as well; models that show the same
+  examples share their images.
 
 Figures of the same check and title belong together across models: curves and bars are drawn over one another.
 """

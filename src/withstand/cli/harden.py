@@ -149,8 +149,8 @@ def run(
         if after.fitted.stopped:
             say(f"stopped early: {after.fitted.stopped}")
         show(table([_line(row, after.fitted.best_epoch) for row in _shown(after.history, after.fitted.best_epoch)]))
-        if (gap := after.fitted.overfitting_gap or 0.0) >= 0.02:
-            say(f"robust overfitting: {gap:.1%} of robust accuracy were lost between the best epoch and the last")
+        for line in _gaps(after.fitted):
+            say(line)
         kept = folder / f"{'last' if after.fitted.best_epoch is None else 'best'}.safetensors"
         say(f"weights: {kept}; as a model: artefact:{folder}")
         if audit is None:
@@ -169,6 +169,20 @@ def run(
                 announce=say,
             )
     print_card(card, Format.text, [], None)
+
+
+def _gaps(fitted: Any) -> list[str]:
+    """What overfitting cost, as far as it was measured."""
+    lines, gap, train = [], fitted.overfitting_gap, fitted.generalisation_gap
+    if gap is not None:
+        lost = f"{gap:.1%} of robust accuracy were lost from the best epoch to the last" if gap else "none to be seen"
+        lines.append(f"robust overfitting: {lost}")
+    if train is not None:
+        side = "higher" if train >= 0 else "lower"
+        lines.append(
+            f"robust accuracy in the last epoch: {abs(train):.1%} {side} on training than on held-out examples"
+        )
+    return lines
 
 
 def _shown(history: list[dict[str, Any]], best: int | None) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from withstand.errors import bad
 from withstand.files import write_json
 from withstand.models import as_target, check_compatible, load_model
 from withstand.models.artefact import describe
+from withstand.models.record import TrainingRecord
 from withstand.models.target import Logits, TorchTarget
 from withstand.protocols import Dataset, Target
 from withstand.random import derive
@@ -26,15 +27,15 @@ class Hardened(TorchTarget):
     """The model that came out of a training, ready to be audited, and how it got there.
 
     model, name, space: as of any target. fitted: the history, the best epoch, the last weights; see `Fitted`.
-    before: the target that training began with, untouched.
+    before: the target that training began with, untouched. record: what an audit tells of the training.
     """
 
-    def __init__(self, module: nn.Module, before: Target, name: str, fitted: Fitted) -> None:
+    def __init__(self, module: nn.Module, before: Target, name: str, fitted: Fitted, record: TrainingRecord) -> None:
         reads = isinstance(module, Logits)
         super().__init__(
             module.model if reads else module, name, before.space, outputs=module.outputs if reads else "logits"
         )
-        self.before, self.fitted = before, fitted
+        self.before, self.fitted, self.record = before, fitted, record
 
     @property
     def history(self) -> list[dict[str, Any]]:
@@ -86,8 +87,12 @@ def harden(
         raise bad("settings", ", ".join(settings), "none beside trainer=", "Put them into the trainer.")
     trainer = trainer or Trainer(**settings)
     learned, held = split(examples, validation, seed)
-    fitted = trainer.fit(recipe, target.module, learned, held, judge_of(judge, recipe), out, seed, progress, loggers)
-    after = Hardened(fitted.model, target, name or f"{target.name} + {recipe.component_name}", fitted)
+    judge = judge_of(judge, recipe)
+    fitted = trainer.fit(recipe, target.module, learned, held, judge, out, seed, progress, loggers)
+    record = TrainingRecord(
+        fitted.history, repr(recipe), "" if judge is None else repr(judge), len(learned), len(held or ())
+    )
+    after = Hardened(fitted.model, target, name or f"{target.name} + {recipe.component_name}", fitted, record)
     if out is not None and fitted.rank == 0:
         entry = describe(target, space)
         if entry is not None:

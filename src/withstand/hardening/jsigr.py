@@ -154,6 +154,16 @@ def linearised_robustness(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     return torch.stack(found).nan_to_num(nan=0.0, posinf=math.inf, neginf=-math.inf).amin(0)
 
 
+def saliency_gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """The gradient of each label's logit by the image, [N, C, H, W], without a graph; eval mode.
+
+    Raises: BadInput for a model without gradients.
+    """
+    point = x.detach().requires_grad_(True)
+    with frozen(model), torch.enable_grad():
+        return _gradient(model(point).gather(1, y[:, None]).sum(), point, learn=False)
+
+
 def selective_penalty(gradient: Tensor, mask: Tensor) -> Tensor:
     """sum_i (1 - M_i) g_i^2, [N], of gradients [N, C, H, W] and masks [N, 1, H, W] in [0, 1]."""
     return ((1 - mask) * gradient.square()).flatten(1).sum(1)

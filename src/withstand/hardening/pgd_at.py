@@ -7,6 +7,7 @@ from torch import Tensor
 
 from withstand.attacks import PGD
 from withstand.attacks.engine import AttackField
+from withstand.hardening.terms import say_accuracy
 from withstand.protocols import Batch
 from withstand.registry import component
 from withstand.threats import Linf
@@ -31,4 +32,6 @@ class PGDAT(Recipe):
         return replace(batch, x=step.attack(self.attack, system.model, batch.x, batch.y))
 
     def loss(self, system: Any, batch: Batch, step: Step) -> Tensor:
-        return step.cross_entropy(system(batch.x), batch.y)  # type: ignore[arg-type]
+        adversarial = system(batch.x)
+        say_accuracy(step, batch.y, adversarial=adversarial)
+        return step.cross_entropy(adversarial, batch.y)  # type: ignore[arg-type]

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from withstand import errors
+from withstand.models.record import TrainingRecord
 from withstand.models.target import TorchTarget
 from withstand.models.weights import load_weights, read_weights
 from withstand.protocols import Space, Target
@@ -42,12 +43,15 @@ def load(folder: str, name: str | None = None) -> Target:
         raise errors.BadInput(f"model: {path} is damaged ({error!r}). Write the artefact again.") from None
     given = {key: held.get(key) for key in ("mean", "std", "classes", "outputs")} | held.get("options", {})
     name = name or held.get("name")
-    if not held.get("wraps"):
-        return load_model(spec, weights, name=name, **given)
-    fresh: dict[str, Any] = {"pretrained": False} if spec.startswith(("timm:", "torchvision:", "zoo:")) else {}
-    target = load_model(spec, name=name, **given, **fresh)
-    assert isinstance(target, TorchTarget)
-    return _deployed(target, held, weights)
+    if held.get("wraps"):
+        fresh: dict[str, Any] = {"pretrained": False} if spec.startswith(("timm:", "torchvision:", "zoo:")) else {}
+        target = load_model(spec, name=name, **given, **fresh)
+        assert isinstance(target, TorchTarget)
+        target = _deployed(target, held, weights)
+    else:
+        target = load_model(spec, weights, name=name, **given)
+    target.record = TrainingRecord.read(path.parent)  # type: ignore[attr-defined]
+    return target
 
 
 def _deployed(base: TorchTarget, held: dict[str, Any], weights: Path) -> Target:

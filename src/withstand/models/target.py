@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from withstand.errors import BadInput, bad
+from withstand.models.record import TrainingRecord
 from withstand.protocols import Space, Target
 
 Outputs = Literal["logits", "probabilities"]
@@ -39,8 +40,6 @@ class TorchTarget:
     gradients are the caller's business (see `frozen`). notes: what was assumed while loading, for people to read.
     """
 
-    access = frozenset({"gradients", "features", "scores", "decision"})
-
     def __init__(
         self,
         model: nn.Module,
@@ -60,7 +59,15 @@ class TorchTarget:
         self.notes = notes
         self.built_by: dict[str, Any] | None = None
         """The arguments of `load_model` that build it again, without the weights."""
+        self.record: TrainingRecord | None = None
+        """How its training went, if known."""
         self._source = source
+
+    @property
+    def access(self) -> frozenset[str]:
+        """Everything; the training's history only where it was validated and recorded."""
+        known = {"gradients", "features", "scores", "decision"}
+        return frozenset(known | {"training history"} if self.record is not None and self.record.held else known)
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.module(x)

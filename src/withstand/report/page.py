@@ -15,6 +15,7 @@ from markupsafe import Markup
 
 from withstand.report import figures, heatmaps, summary, words
 from withstand.report.gallery import gallery
+from withstand.report.maps import maps
 
 _HERE = Path(__file__).parent
 _IDS_SHOWN = 60
@@ -101,12 +102,11 @@ def _data(data: dict[str, Any]) -> str:
 
 
 def _span(row: summary.Row) -> tuple[float, float]:
-    """The common axis of a row's intervals: 0 to 1 for shares, else from zero to beyond the largest."""
-    if row.unit == "share":
-        return 0.0, 1.0
+    """The common axis of a row's intervals: 0 to 1 for shares (from below where one is negative), else from zero to beyond
+    the largest."""
     found = [c.metric[k] for c in row.cells.values() if c.metric for k in ("value", "low", "high")]
     ends = [v for v in found if words.is_number(v)]
-    return min([0.0, *ends]), max([0.0, *ends])
+    return min([0.0, *ends]), 1.0 if row.unit == "share" else max([0.0, *ends])
 
 
 # Checks --------------------------------------------------------------------------------------------------------------
@@ -155,6 +155,8 @@ def _figure(
         made["parts"] = _tables(data)
     elif kind == "gallery":
         made["parts"] = [(m, *gallery(d, home), d.get("magnified", 1)) for _, m, d in data]
+    elif kind == "maps":
+        made["parts"] = maps([(m, d) for _, m, d in data], home)
     else:
         made |= {"kind": "unknown", "parts": [], "captions": [*captions, f"Figures of kind {kind!r} are not drawn."]}
     return made

@@ -18,6 +18,24 @@ METRICS: dict[str, tuple[str, str]] = {
     "accuracy": ("Accuracy", "share of examples that the model gets right"),
     "robust_accuracy": ("Accuracy under attack", "share of examples that stay right whatever the attack found"),
     "curve_accuracy": ("Accuracy as the change grows", "share of examples that stay right up to this size of change"),
+    "robust_overfitting_gap": (
+        "Robust overfitting gap",
+        "robust accuracy on validation examples at the best epoch less that at the last",
+    ),
+    "robust_generalisation_gap": (
+        "Robust generalisation gap",
+        "robust accuracy on training examples in the last epoch less that on validation examples",
+    ),
+    "insertion_auc": (
+        "Salient pixels inserted",
+        "mean probability of the class while its most salient pixels are put into a blurred image",
+    ),
+    "deletion_auc": (
+        "Salient pixels deleted",
+        "mean probability of the class while its most salient pixels are taken away",
+    ),
+    "gradient_gini": ("Concentration of the gradient", "Gini index of the pixels' saliency; 1: one pixel holds all"),
+    "gradient_alignment": ("Alignment of the gradient", "length of the image along the direction of its gradient"),
     "distances_found": ("Errors found nearby", "share of examples for which the search found any error at all"),
     "distance_quantile": ("Distance to an error", "this share of the examples needs a smaller change to turn wrong"),
     "surrogate_fooled": ("Surrogate fooled", "share of the transferred examples that fool the model they were made on"),

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from withstand.attacks import FGSM, PGD
 from withstand.data import load_data
 from withstand.hardening.harden import harden
-from withstand.hardening.jsigr import perturbation_saliency
+from withstand.hardening.jsigr import perturbation_saliency, saliency_gradient
 from withstand.hardening.standard import Standard
 from withstand.protocols import Claim
 from withstand.random import derive
@@ -85,9 +85,7 @@ def saliency_share(model: nn.Module, x: Tensor, y: Tensor, cell: int = 2) -> Ten
     """The share of the squared input gradient of the label's logit inside the `TOP` share of pixels that the perturbation
     map ranks highest, [N]."""
     mask = perturbation_saliency(model, x, cell).flatten(1)
-    point = x.clone().requires_grad_(True)
-    (gradient,) = torch.autograd.grad(model(point).gather(1, y[:, None]).sum(), point)
-    energy = gradient.square().sum(1).flatten(1)
+    energy = saliency_gradient(model, x, y).square().sum(1).flatten(1)
     chosen = mask.topk(round(TOP * mask.shape[1]), dim=1).indices
     return energy.gather(1, chosen).sum(1) / energy.sum(1).clamp_min(1e-20)
 

@@ -28,6 +28,7 @@ from withstand.training.averaging import Average
 from withstand.training.devices import ALL, launched, memory_advice, synchronise
 from withstand.training.feed import micro_batches, shares
 from withstand.training.logs import as_csv
+from withstand.training.overfitting import summary
 from withstand.training.recipe import Step
 from withstand.training.trainer import Fitted, Moment, Trainer
 from withstand.training.validate import validate
@@ -287,6 +288,8 @@ class Loop:
         last = self.shipped()
         if self.folder is not None and self.rank == 0:
             checkpoints.save_weights(self.folder / "last.safetensors", core(last))
+            ended = {"best_epoch": self.best["epoch"], "epochs": len(self.history), "stopped": self.stopped}
+            write_json(self.folder / "training.json", self.config | {"result": ended | summary(self.history)})
         best = last
         if self.best_state is not None:
             best = copy.deepcopy(last)
@@ -341,7 +344,8 @@ class Loop:
             return
         path = self.folder / "training.json"
         if path.is_file():
-            differs = checkpoints.differences(json.loads(path.read_text()), json.loads(json.dumps(self.config)))
+            old = {k: v for k, v in json.loads(path.read_text()).items() if k != "result"}
+            differs = checkpoints.differences(old, json.loads(json.dumps(self.config)))
             if differs:
                 raise bad(
                     "out",

@@ -13,6 +13,7 @@ from withstand.protocols import Dataset
 from withstand.registry import coerce, component
 from withstand.training.augment import AugmentationsField
 from withstand.training.optimizers import SGD, OptimizerField, ScheduleField, Steps
+from withstand.training.overfitting import robust_generalisation_gap, robust_overfitting_gap
 
 AveragingField = Annotated[Any, PlainValidator(coerce("averaging"))]
 
@@ -37,11 +38,14 @@ class Fitted:
 
     @property
     def overfitting_gap(self) -> float | None:
-        """How much robust accuracy on the validation set fell from its best epoch to the last; None where it was not
-        measured. Large gaps are usual in long adversarial training (Rice, Wong, Kolter, "Overfitting in adversarially
-        robust deep learning", 2020, arXiv 2002.11569)."""
-        robust = [row["robust_accuracy"] for row in self.history if "robust_accuracy" in row]
-        return max(robust) - robust[-1] if robust else None
+        """How much robust accuracy on the validation set fell from its best epoch to the last; see
+        `withstand.training.overfitting`."""
+        return robust_overfitting_gap(self.history)
+
+    @property
+    def generalisation_gap(self) -> float | None:
+        """How far robust accuracy on the validation set lies below that on the training set at the end."""
+        return robust_generalisation_gap(self.history)
 
 
 @dataclass(frozen=True)
@@ -136,7 +140,8 @@ class Trainer:
 
         validation: examples, apart from the training's, by which the best epoch is chosen: by the accuracy under `attack`
         where one is given, else by the clean accuracy. out: a folder for checkpoints, `history.csv`, `best.safetensors`,
-        `last.safetensors` and `training.json`; with the same settings again, the training goes on from there.
+        `last.safetensors` and `training.json` (the settings, and at the end what came of them); with the same settings
+        again, the training goes on from there.
         loggers: called as logger(step, row) after every epoch; see `withstand.training.logs`.
 
         Raises:

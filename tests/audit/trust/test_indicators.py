@@ -146,6 +146,20 @@ def test_a_slope_off_by_more_than_a_factor_of_three_counts():
     assert (one.level, one.evidence["wrong"], one.evidence["examples"]) == ("fail", 7, 57)
 
 
+def test_steps_that_overshoot_count_by_the_lower_end_of_their_mean():
+    def seen(share, n=N):
+        shares = [share + 0.05 * (-1) ** i for i in range(n)]
+        groups = [rows_of({"probe": "overshoot"}, shares, n=n), attacked("fgsm", range(5), n=n)]
+        return found("single_step_overshoots", *groups, attacked("pgd", range(9), n=n), n=n)
+
+    half = 1.96 * 0.05 * math.sqrt(N / (N - 1)) / math.sqrt(N)
+    for edge, below, above in ((0.025, "pass", "warn"), (0.05, "warn", "fail")):
+        assert seen(edge + half - 1e-4).level == below
+        assert seen(edge + half + 1e-4).level == above
+    assert seen(0.1).evidence == {"examples": N, "share": pytest.approx(0.1), "standing_fgsm": 59, "standing_pgd": 55}
+    assert found("single_step_overshoots", rows_of({"probe": "overshoot"}, [1.0] * 9, n=9), n=9) is None
+
+
 def test_blind_and_brittle_at_the_bounds():
     steps = rows_of({"probe": "steps", "step": 0}, [1.0] * N)
     name = "break_at_the_clipping_bounds"

@@ -76,6 +76,29 @@ def test_the_losses_are_those_of_a_plain_loop():
         z = torch.clamp(z.detach() + eps * 2.5 / steps * g.sign(), x - eps, x + eps).clamp(0, 1)
 
 
+class Ridge(nn.Module):
+    """Wrong (class 1) only in a band of the image's mean, with a gradient that leads across it."""
+
+    def __init__(self, low, high):
+        super().__init__()
+        self.low, self.high = low, high
+
+    def forward(self, x):
+        m = x.flatten(1).mean(1)
+        inside = torch.minimum(m - self.low, self.high - m)
+        slope = m - m.detach()
+        return torch.stack([-inside.detach() - slope, slope - 0.0 * m, -9 + 0.0 * m, -9 + 0.0 * m], 1)
+
+
+@pytest.mark.parametrize(("band", "expected"), [((0.52, 0.57), 1.0), ((0.52, 2.0), 0.0), ((0.9, 1.0), 0.0)])
+def test_a_step_overshoots_where_the_model_is_wrong_on_the_way_only(band, expected):
+    x = torch.full((12, 1, 4, 4), 0.5)
+    rows, _ = probe(Ridge(*band), x, torch.zeros(12, dtype=torch.long), Linf(0.1))
+    found = values(rows, probe="overshoot")
+    assert len(found) == 12
+    assert abs(float(found.mean()) - expected) < 0.1
+
+
 def test_no_bound_means_the_whole_range_and_everything_falls_in_it():
     model = linear()
     x, y = images(model)

@@ -52,7 +52,7 @@ class Trust(Check):
     def passes(self, target: Target) -> float:
         if "gradients" not in target.access:
             return self.queries + 30
-        return self.steps * (len(LADDER) + 6) + self.queries / 2 + 60
+        return self.steps * (len(LADDER) + 6) + self.queries / 2 + 95
 
     def rows(
         self, target: Target, shard: Batch, given: Mapping[str, Any], artefact: Any, ctx: Context

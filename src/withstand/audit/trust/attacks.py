@@ -2,9 +2,11 @@
 
 import itertools
 
+import numpy as np
+
 from withstand.audit.trust import Evidence, Finding, Indicator, level, worst
 from withstand.audit.trust.evidence import ENOUGH, SHARES
-from withstand.audit.trust.probes import LADDER
+from withstand.audit.trust.probes import LADDER, PARTS, STARTS
 from withstand.registry import component
 
 RISE = 1e-6
@@ -122,6 +124,44 @@ class SingleStepBeatsIterative(_Weaker):
         "More, smaller steps, random restarts, step sizes that adapt (apgd); count the worst of all for each example."
     )
     weaker, said = "fgsm", "A single step"
+
+
+@component("indicator", "single_step_overshoots")
+class SingleStepOvershoots(Indicator):
+    """Part of a gradient step fools the model where the whole step does not."""
+
+    meaning = (
+        "Attacks of a single step then find far less than there is: the boundary is bent around the points where they "
+        "land, as training on single steps bends it when it collapses (catastrophic overfitting)."
+    )
+    measured = (
+        f"From {STARTS} random points of the set a gradient step across all of it, looked at in {PARTS} parts. Seen: the "
+        "mean share of points at which the model is right and from which a part of the step turns the answer wrong "
+        "although the whole step leaves it right (after Kim, Lee, Lee, 2021, arXiv 2010.01799)."
+    )
+    threshold = (
+        "Warns and fails when the share, less 1.96 standard errors over the examples, exceeds 2.5 % and 5 %. Ordinary "
+        "networks and soundly trained ones show 0 to 2 %, collapsed ones 6 to 21 % (measured on small images)."
+    )
+    advice = (
+        "Believe no figure of a single-step attack (fgsm) on this model: attack with many steps (autoattack). In "
+        "training, let an attack of several steps judge each epoch, and keep the best."
+    )
+
+    def __call__(self, seen: Evidence) -> Finding | None:
+        shares = np.array(list(seen.values(probe="overshoot").values()))
+        n = len(shares)
+        if n < ENOUGH:
+            return None
+        least = shares.mean() - 1.96 * shares.std(ddof=1) / np.sqrt(n)
+        tested = seen.tested(probe="overshoot")
+        standing = {a: len(tested - seen.broken(probe="attack", attack=a, times=1.0)) for a in ("fgsm", "pgd")}
+        said = (
+            f"From {shares.mean():.1%} of random points the whole step misses what a part of it finds; of {n} examples "
+            f"{standing['fgsm']} stand under a single step and {standing['pgd']} under many."
+        )
+        evidence = {"examples": n, "share": float(shares.mean()), **{f"standing_{a}": k for a, k in standing.items()}}
+        return Finding("fail" if least > 0.05 else "warn" if least > 0.025 else "pass", said, evidence)
 
 
 @component("indicator", "noise_beats_attack")

@@ -11,6 +11,7 @@ in order) and `value` say:
     {"probe": "slope"}                                  disagreement of gradient and finite differences, 0 to 1
     {"probe": "blind"}                                  the gradient sees the values that lie on the bounds
     {"probe": "inward"}                                 a broken example is still broken a hair inside the bounds
+    {"probe": "overshoot"}                              share of starts whose whole step misses what a part of it finds
     {"probe": "steps", "step": t}                       stands after t steps; the loss at step t
     {"probe": "attack", "attack": ..., "times": m}      stands under the attack at m times the radius
 """
@@ -41,6 +42,8 @@ LADDER = (0.25, 0.5, 1.0, 2.0, 4.0)
 """Radii of the success curve, as multiples of the threat's."""
 UNBOUNDED = math.inf
 NOISES = 20
+STARTS, PARTS = 8, 4
+"""Single steps from so many random points, looked at in so many parts."""
 DIRECTIONS = 8
 HAIR = 1 / 1024
 """A quarter of a grey level, as a share of the range: the step of finite differences."""
@@ -115,6 +118,7 @@ class Probes:
             yield from self.gradients()
             yield from self.slopes()
             yield from self.blind()
+            yield from self.overshoots()
             yield from self.climb()
             yield from self.attacks()
 
@@ -178,6 +182,21 @@ class Probes:
         for row, use in zip(self.tell({"probe": "blind"}, None, ~(unseen & moved)), relevant.tolist()):
             if use:
                 yield row
+
+    def overshoots(self) -> Iterator[Row]:
+        """The share of random points of the set at which the model is right and from which a quarter, half or three
+        quarters of one long gradient step (across the whole set) turn the answer wrong and the whole step does not."""
+        rows, count = Rows(derive(self.ctx.seed, "overshoot"), self.ids), torch.zeros_like(self.y)
+        length = per_row(2 * self.threat.scale(self.x), self.x)
+        for start in range(STARTS):
+            base = self.threat.random_start(self.x, rows, step=start, box=self.box)  # type: ignore[attr-defined]
+            g = self.gradient(base, lambda z: F.cross_entropy(z, self.y, reduction="none"))
+            along = length * self.threat.steepest(g.nan_to_num())  # type: ignore[attr-defined]
+            with torch.no_grad():
+                points = (self.threat.project(base + k / PARTS * along, self.x, self.box) for k in range(PARTS + 1))  # type: ignore[attr-defined]
+                wrong = torch.stack([self.see(z, seeded=True).argmax(1) != self.y for z in points])
+            count += ~wrong[0] & wrong[1:-1].any(0) & ~wrong[-1]
+        yield from self.tell({"probe": "overshoot"}, count / STARTS)
 
     # The attacks -----------------------------------------------------------------------------------------------------
 
