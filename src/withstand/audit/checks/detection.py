@@ -56,11 +56,12 @@ class Detection(Check):
     Detectors are fitted on examples that are never scored: the data set given as "train", or else every second example of
     the audited data (those at odd positions). Of these a quarter sets the thresholds.
 
-    threat: what the adversary may do. attacks: on that threat; empty takes PGD on the cross-entropy and on the margin, and
-    FGSM. detectors: empty takes kernel_density, lid, mahalanobis, odds, and dropout_variance where the model has dropout.
-    steps, weights: of the attack that knows the detector. supervised: LID and Mahalanobis weigh their layers by a logistic
-    regression, as in their papers: half of the fit part is fitted, a quarter is attacked by the first attack to learn from
-    (clean and noisy examples being the trusted ones). fitted: at most so many examples make the fit part.
+    threat: what the adversary may do. attacks: on that threat; empty takes PGD on the cross-entropy and on the margin (20
+    steps to the end, as in the detectors' papers; `pgd()` stops at the first wrong class), and FGSM. detectors: empty takes
+    kernel_density, lid, mahalanobis, odds, and dropout_variance where the model has dropout. steps, weights: of the attack
+    that knows the detector. supervised: LID and Mahalanobis weigh their layers by a logistic regression, as in their papers:
+    half of the fit part is fitted, a quarter is attacked by the first attack to learn from (clean and noisy examples being
+    the trusted ones). fitted: at most so many examples make the fit part.
 
     References: as the detectors state; Carlini, Wagner, "Adversarial Examples Are Not Easily Detected: Bypassing Ten
     Detection Methods", 2017, arXiv 1705.07263; Tramer, Carlini, Brendel, Madry, "On Adaptive Attacks to Adversarial Example
@@ -93,7 +94,7 @@ class Detection(Check):
     def chosen(self) -> dict[str, Attack]:
         """The attacks that do not know the detectors, by the names that rows and metrics have for them."""
         named: dict[str, Attack] = {}
-        for attack in self.attacks or (PGD(), PGD(objective=Margin()), FGSM()):
+        for attack in self.attacks or _default():
             objective = getattr(getattr(attack, "objective", None), "component_name", "cross_entropy")
             name = attack.component_name + ("" if objective == "cross_entropy" else f" {objective}")  # type: ignore[attr-defined]
             number = sum(n.split(" #")[0] == name for n in named) + 1
@@ -309,6 +310,11 @@ class _Best:
         self.z = torch.where(per_row(better, z), z, self.z)
         self.prediction = torch.where(better, prediction, self.prediction)
         self.score = torch.where(better, score, self.score)
+
+
+def _default() -> tuple[Attack, ...]:
+    whole: dict[str, Any] = {"steps": 20, "keep": "last", "active": False}
+    return PGD(**whole), PGD(objective=Margin(), **whole), FGSM()
 
 
 def _batches(source: Dataset, positions: np.ndarray, ctx: Context) -> Iterator[Batch]:

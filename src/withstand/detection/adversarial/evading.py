@@ -20,9 +20,9 @@ class Evading:
     """An objective: be misclassified, and then be as little suspicious to one detector as can be.
 
     m = max_{i != y} z_i - z_y, s = asinh((score - centre) / spread); value = 1000 - s where m > 0, else m / scale - w s,
-    with scale the clean point's |m|. The best point of a search is thus the misclassified one with the lowest score. With
-    w = 0 each step serves the one goal that is not reached (the selective attack of Bryniarski et al.); w > 0 looks for a wrong
-    class on the way where the score is low. asinh tames large scores and keeps their order.
+    with scale the clean point's |m|. The best point of a search is thus the misclassified one with the lowest score.
+    With w = 0 each step serves the one goal that is not reached (the selective attack of Bryniarski et al.); w > 0 looks
+    for a wrong class on the way where the score is low. asinh tames large scores and keeps their order.
 
     bank, name: the detector; fitted: what the bank fitted. x: an input or more, to find the features. weight: w. centre,
     spread: of the score on trusted examples. Noise of detectors that draw some is another than the one that they score with:
