@@ -271,6 +271,7 @@ def test_the_default_layers_are_the_last_ones_input_and_the_blocks(net):
         "blocks/model.0": ("model.0", "output"),
         "blocks/model.4": ("model.4", "output"),
     }
+    assert set(bank.read(images())["lid"]) == {"penultimate", "blocks/model.0", "blocks/model.4"}
     assert set(Bank(as_target(net), [LID(layers=("0", "2"))]).places(images())) == {"0", "2"}
     with pytest.raises(BadInput, match="submodule"):
         Bank(as_target(net), [LID(layers=("nowhere",))]).features(images())

@@ -196,6 +196,11 @@ def test_what_is_refused(settings, said):
         parse(f"detection({settings})", "check")
 
 
+def test_what_is_scored_is_never_fitted(run, plain, digits, arrays):
+    with pytest.raises(BadInput, match="other examples"):
+        run("detection(linf(0.1))", plain, digits, {"train": arrays(digits.x.clone(), digits.y)})
+
+
 def test_every_second_example_is_a_data_set(digits):
     part = Every(digits, 2)
     assert len(part) == 250

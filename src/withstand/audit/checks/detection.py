@@ -126,6 +126,8 @@ class Detection(Check):
 
     def prepare(self, target: Target, data: Dataset, given: Mapping[str, Any], ctx: Context) -> dict[str, Tensor]:
         bank, source = self.bank(target, ctx.seed), given.get("train", data)
+        if source is not data and source.fingerprint() == data.fingerprint():
+            raise bad("train", f"{source.name}, the audited data", "other examples", 'Leave "train" out to use a half.')
         positions = np.arange(len(source)) if "train" in given else np.arange(1, len(source), 2)
         if len(positions) > self.fitted:
             positions = positions[np.linspace(0, len(positions) - 1, self.fitted).round().astype(int)]

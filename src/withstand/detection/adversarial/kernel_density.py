@@ -75,6 +75,6 @@ def _likeliest(h: Tensor, y: Tensor) -> float:
     best = (-math.inf, unit)
     for step in range(_GRID):
         b = unit * 10 ** (step / ((_GRID - 1) / 2) - 1)
-        gain = sum(float(((-g / (2 * b * b)).logsumexp(1) - math.log(len(g) - 1)).sum()) for g in groups)
+        gain = sum(float((-g / (2 * b * b)).logsumexp(1).sum()) for g in groups)
         best = max(best, (gain - len(h) * size * math.log(b), b))
     return best[1]
