@@ -144,13 +144,16 @@ def test_without_train_the_odd_positions_are_fitted_and_the_even_ones_scored(run
     np.testing.assert_allclose([clean[i].value for i in range(0, 500, 2)], scores, rtol=1e-5)
 
 
-def test_supervised_layers_are_learned_on_a_part_of_their_own(run, plain, digits, train, arrays):
+def test_supervised_layers_are_learned_on_a_part_of_their_own(run, plain, digits, train, arrays, monkeypatch):
+    learned, teach = [], Bank.teach
+    monkeypatch.setattr(Bank, "teach", lambda self, clean, *rest: learned.append(clean[0]) or teach(self, clean, *rest))
     few = arrays(digits.x[:100], digits.y[:100], "few")
     text = "detection(linf(0.1), attacks=(pgd(steps=5),), detectors=('mahalanobis',), steps=1, weights=(0.0,)"
     found = {s: run(f"{text}, supervised={s})", plain, few, {"train": train}) for s in (False, True)}
     check = parse(f"{text}, supervised=True)", "check")
     artefact = check.prepare(plain, few, {"train": train}, found[True].ctx)
     weights = artefact["mahalanobis.weights"]
+    assert torch.equal(learned[0], train.x[:1297][torch.arange(1297) % 4 == 2][: len(learned[0])])
     assert weights.std() > 0.1  # no equal shares any more
     fit = torch.arange(1297)[torch.arange(1297) % 4 < 2]
     whiten = Bank(plain, [Mahalanobis()]).fit([train.x[fit]], train.y[fit])["mahalanobis.blocks/model.6.means"]
