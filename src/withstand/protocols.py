@@ -159,7 +159,8 @@ class Target(Protocol):
 class Objective(Protocol):
     """A per-example value that the attacker increases.
 
-    reads: what it needs of a pass ("logits", "input", or names of submodules whose output it reads).
+    reads: what it needs of a pass ("logits", "input", or names of submodules whose output it reads; ">name" reads what
+    goes into one).
     coupled: True where the value of one row depends on others (MDProp's permuted targets): no row may leave the batch.
     begin: runs once on the clean pass, detached; returns named tensors of length N (targets, references, clean logits).
     Must carry: soft-kNN references (ASK), relevance of a returned list (QAIR), targets in feature space (MDProp),
@@ -233,7 +234,8 @@ class Detector(Protocol):
     taps: names of what it reads ("logits", "features", names of submodules): several detectors of one model share one
     pass for the union of their taps. fit sees the features of trusted data and returns tensors, which are kept; score is a
     pure function of features and those tensors.
-    needs_input: it gets the model and the input as well (ODIN), and adds passes of its own.
+    needs_input: `look(target, x, rows)` gets the model and the input as well, and returns further features from passes of
+    its own (noise, dropout), drawn from rows.
     Must carry: forged media (SPSL), frames of a video (S-MIL), risky hosts (tabular), tokens of a stream (Kelp).
     """
 

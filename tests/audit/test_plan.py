@@ -53,6 +53,11 @@ def test_a_named_other_set_is_brought_to_the_shape_of_the_audited_one(data, data
     assert "unfamiliar" in plan.checks
 
 
+def test_what_detectors_are_fitted_on_by_name_is_the_training_part(data):
+    plan = make_plan({"net": net()}, data, checks=["detection(linf(0.1))"], given={"train": "digits"})
+    assert plan.given["train"].fingerprint() == ws.load_data("digits", split="train").fingerprint()
+
+
 def test_other_models_must_fit_the_data(data):
     with pytest.raises(BadInput, match="does not fit"):
         make_plan({"net": net()}, data, "quick", given={"surrogate": net(classes=7)})

@@ -11,9 +11,9 @@ def accuracy(name, value, width=0.02, **condition):
     return Metric(name, value, max(0, value - width / 2), min(1, value + width / 2), "wilson", 100, condition=condition)
 
 
-def said(*metrics, flags=(), complete=True, shape=(3, 32, 32)):
+def said(*metrics, flags=(), complete=True, shape=(3, 32, 32), check="robust"):
     result = CheckResult(
-        "model", "robust", "Robust accuracy", "robust()", status="done", metrics=list(metrics), flags=list(flags)
+        "model", check, "Robust accuracy", "robust()", status="done", metrics=list(metrics), flags=list(flags)
     )
     return verdict(Scorecard("run", results=[result], data={"shape": shape}, complete=complete), "model")
 
@@ -91,3 +91,9 @@ def test_inputs_that_are_no_images_are_called_inputs():
     assert "ordinary inputs" in text
     assert "each value may change" in text
     assert "3 values of each input may change" in said(CLEAN, robust(0.5, threat="l0", eps=3), shape=(7,))
+
+
+def test_a_detector_that_is_evaded_says_nothing_about_the_attacks():
+    flag = Flag("detector fails against an attack that knows it", "warn", "it does")
+    assert "warning" in said(CLEAN, robust(0.3), flags=[flag])
+    assert "warning" not in said(CLEAN, robust(0.3), flags=[flag], check="detection-2")

@@ -5,7 +5,7 @@ from torch import nn
 
 from withstand.errors import BadInput
 from withstand.models import Normalised
-from withstand.models.taps import Tap, last_map, penultimate, see, stages, vectors
+from withstand.models.taps import Tap, blocks, last_map, penultimate, see, stages, vectors
 from withstand.models.zoo.table import find
 
 
@@ -133,3 +133,22 @@ def test_a_convolution_may_make_the_logits():
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 3, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     assert penultimate(model, X) == Tap("2", "input")
     assert last_map(model, X) == Tap("1")
+
+
+def test_blocks_are_the_last_parts_with_weights_before_the_head_in_the_order_of_the_pass():
+    assert blocks(net(), X) == ("0", "1")
+    assert blocks(nn.Sequential(nn.Identity(), net()), X) == ("1.0", "1.1")  # wrappers are seen through
+    assert blocks(net(), X, most=1) == ("1",)
+    assert blocks(Odd(), X) == ("conv",)  # `unused` never runs, `fc` is the head
+    assert blocks(nn.Sequential(nn.Flatten(), nn.Linear(36, 3)), X) == ()
+
+
+@pytest.mark.parametrize("name", ["resnet10t", "vit_tiny_patch16_224"])
+def test_blocks_of_timm_models(name):
+    import timm
+
+    settings = {"img_size": 32} if name.startswith("vit") else {}
+    model = timm.create_model(name, num_classes=3, **settings)
+    found = blocks(model, torch.rand(2, 3, 32, 32))
+    expected = {"resnet10t": ("layer1", "layer2", "layer3", "layer4")}
+    assert found == expected.get(name, ("patch_embed", "blocks", "norm"))

@@ -245,16 +245,17 @@ def _given(name: str, thing: Any, what: str, data: Dataset, device: str) -> Any:
     if what == "model":
         return _place(load_model(thing) if isinstance(thing, str) else as_target(thing), device)
     if what == "data":
-        return _like(thing, data) if isinstance(thing, str) else as_dataset(thing)
+        split = "train" if name == "train" else "test"
+        return _like(thing, data, split) if isinstance(thing, str) else as_dataset(thing)
     raise bad(f"given {name}", what, "a model or a data set")
 
 
-def _like(name: str, data: Dataset) -> Dataset:
+def _like(name: str, data: Dataset, split: str) -> Dataset:
     """A data set by name, brought to the size and channels of the audited one where they differ."""
     shape = data.space.shape
     if shape is None or len(shape) != 3 or None in shape or shape[1] != shape[2]:
-        return load_data(name)
-    return load_data(name, size=shape[1], channels=shape[0])
+        return load_data(name, split=split)
+    return load_data(name, split=split, size=shape[1], channels=shape[0])
 
 
 def _place(target: Target, device: str) -> Target:

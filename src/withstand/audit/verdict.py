@@ -24,7 +24,8 @@ def verdict(card: Scorecard, model: str) -> str:
     ordinary, left = max(clean[0].value, 1e-9), attacked.value
     joint = ", and still" if left / ordinary >= 0.8 else ", but"
     said += f"{joint} on {_share(attacked)} once {_means(attacked, thing)}"
-    flags = [f for r in card.results if r.model == model for f in r.flags]
+    # what becomes of a detector says nothing about the attacks on the model
+    flags = [f for r in card.results if r.model == model and not r.check.startswith("detection") for f in r.flags]
     fails = list(dict.fromkeys(f.name for f in flags if f.level == "fail"))
     if fails:
         why = f"since the attacks fail here ({', '.join(fails)})"

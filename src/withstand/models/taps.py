@@ -115,6 +115,27 @@ def stages(model: nn.Module, x: Tensor, count: int) -> tuple[str, ...]:
     return tuple(path + name for name in found[:count])
 
 
+def blocks(model: nn.Module, x: Tensor, most: int = 4) -> tuple[str, ...]:
+    """The last `most` parts with weights before the head, by name: the children of a network that return a tensor for
+    each input in a forward pass of x, in the order in which they run. Wrappers are seen through. May be empty.
+    """
+    level, path = model, ""
+    while len(inner := _weighted(level)) == 1 and any(True for _ in inner[0][1].children()):
+        path, level = f"{path}{inner[0][0]}.", inner[0][1]
+    last, ran = head(model, x), dict[str, None]()
+    with ExitStack() as stack:
+        for name, child in inner:
+
+            def note(h: Tensor, name: str = name) -> None:
+                if h.dim() >= 2 and len(h) == len(x):
+                    ran[name] = None
+
+            if all(part is not last for part in child.modules()):
+                stack.enter_context(_noting(child, "output", note))
+        _probe(model, x)
+    return tuple(path + name for name in list(ran)[-most:])
+
+
 def vectors(h: Tensor) -> Tensor:
     """Features as [N, D]: the mean over pixels [N, D, H, W] or tokens [N, T, D]."""
     return h.flatten(2).mean(2) if h.dim() == 4 else h.flatten(1, -2).mean(1) if h.dim() > 2 else h
@@ -152,6 +173,10 @@ def submodule(model: nn.Module, name: str) -> nn.Module:
 
 def _name_of(model: nn.Module, part: nn.Module) -> str:
     return next(name for name, module in model.named_modules() if module is part)
+
+
+def _weighted(level: nn.Module) -> list[tuple[str, nn.Module]]:
+    return [(name, child) for name, child in level.named_children() if any(True for _ in child.parameters())]
 
 
 def _convs(level: nn.Module) -> bool:

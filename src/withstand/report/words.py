@@ -64,6 +64,15 @@ METRICS: dict[str, tuple[str, str]] = {
     ),
     "aupr": ("Unfamiliar inputs: AUPR", "area under precision against recall, unfamiliar inputs being the positives"),
     "fpr95": ("Unfamiliar inputs: FPR95", "share of the other set mistaken when 95% are found"),
+    "detection_auroc": (
+        "Detecting attacks: AUROC",
+        "chance that a successful adversarial example looks more suspicious than a clean one",
+    ),
+    "detection_fpr95": ("Detecting attacks: FPR95", "share of clean examples flagged when 95% of attacks are"),
+    "detection_rate": ("Detected attacks", "share of the successful adversarial examples that are flagged"),
+    "undetected_success": ("Wrong and not flagged", "share of the examples first right that evade model and detector"),
+    "false_alarms": ("False alarms", "share of clean examples that the detector flags"),
+    "noise_alarms": ("Alarms at random noise", "share of examples that are flagged after noise of the same size"),
 }
 _BARE = ("attack", "threat", "norm", "detector", "kind", "corruption")
 _SPELLED = ("kind", "corruption")

@@ -19,6 +19,8 @@ QUICK = {
     "blackbox": "blackbox(linf(0.2), attack=square(queries=30))",
     "transfer": "transfer(linf(0.2), attack=pgd(steps=3))",
     "unfamiliar": "unfamiliar(k=3)",
+    "detection": "detection(linf(0.2), attacks=(pgd(steps=3), fgsm()), detectors=('lid(k=3, batch=6)', 'mahalanobis'), "
+    "steps=3, weights=(0.0, 1.0))",
     "certified": "certified(n0=20, n=200)",
     "trust": "trust(threat=linf(0.1), steps=2, queries=5)",
     "training_curve": "training_curve()",

@@ -21,7 +21,8 @@ MASKED = (
 def see(
     model: Callable[[Tensor], Any], points: Tensor, features: Sequence[str] = (), precision: torch.dtype | None = None
 ) -> Seen:
-    """One forward pass: logits in at least single precision, and the outputs of the submodules named in `features`."""
+    """One forward pass: logits in at least single precision, and the outputs of the submodules named in `features`; of
+    those written ">name", what goes into them."""
     found: dict[str, Tensor] = {}
     if features or precision is not None:
         with ExitStack() as stack:
@@ -82,11 +83,16 @@ def _tap(model: Any, name: str, into: dict[str, Tensor]) -> Any:
     if not isinstance(module, nn.Module):
         raise bad("model", type(model).__name__, f"a torch module, since the objective reads the submodule {name!r}")
     try:
-        part = module.get_submodule(name)
+        part = module.get_submodule(name.removeprefix(">"))
     except AttributeError:
         raise bad("objective", f"reads {name!r}", "the name of a submodule of the model") from None
 
     def keep(_module: nn.Module, _args: Any, output: Tensor) -> None:
         into[name] = output
 
+    def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        into[name] = args[0] if args else next(iter(kwargs.values()))
+
+    if name.startswith(">"):
+        return part.register_forward_pre_hook(before, with_kwargs=True)
     return part.register_forward_hook(keep)

@@ -12,14 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from withstand.audit.check import Check, Table
+from withstand.audit.separation import separation
 from withstand.detection.ood import KNN, MSP, Bank, Energy, MaxLogit
 from withstand.errors import bad
 from withstand.metrics import aupr, auroc, fpr_at_tpr, roc
 from withstand.protocols import Batch, Context, Dataset, Figure, Findings, Metric, Need, Row, Space, Target
 from withstand.registry import component
 
-DRAWS = 300
-"""Of the bootstrap; each draws familiar and unfamiliar examples anew."""
 _BLOCK = 256
 _NAMES = {"msp": "MSP", "max_logit": "MaxLogit", "energy": "Energy", "knn": "kNN"}
 
@@ -195,38 +194,16 @@ def _shape(data: Dataset) -> tuple[int, ...]:
 
 def _metrics(scores: np.ndarray, positive: np.ndarray, condition: dict[str, Any]) -> list[Metric]:
     """All figures of one detector; bootstrap intervals, familiar and unfamiliar examples drawn apart."""
-    statistics = {
-        "auroc": (auroc, {}, "higher"),
-        "aupr": (aupr, {"positive": "unfamiliar"}, "higher"),
-        "aupr familiar": (lambda s, p, weights=None: aupr(-s, ~p, weights), {"positive": "familiar"}, "higher"),
-        "fpr95": (lambda s, p, weights=None: fpr_at_tpr(-s, ~p, 0.95, weights), {}, "lower"),
-    }
-    generator = np.random.default_rng(0)
-    groups = [np.flatnonzero(positive), np.flatnonzero(~positive)]
-    drawn: dict[str, list[float]] = {name: [] for name in statistics}
-    for _ in range(DRAWS):
-        weights = np.zeros(len(scores))
-        for group in groups:
-            weights[group] = generator.multinomial(len(group), np.full(len(group), 1 / len(group)))
-        for name, (statistic, _, _) in statistics.items():
-            drawn[name].append(statistic(scores, positive, weights=weights))
-    found = []
-    for name, (statistic, more, better) in statistics.items():
-        low, high = np.quantile(drawn[name], [0.025, 0.975])
-        found.append(
-            Metric(
-                name.split()[0],
-                statistic(scores, positive),
-                float(low),
-                float(high),
-                "bootstrap",
-                len(scores),
-                "share",
-                better,
-                {**condition, **more},
-            )
-        )
-    return found
+    return separation(
+        scores,
+        positive,
+        [
+            ("auroc", auroc, "higher", condition),
+            ("aupr", aupr, "higher", {**condition, "positive": "unfamiliar"}),
+            ("aupr", lambda s, p, w=None: aupr(-s, ~p, w), "higher", {**condition, "positive": "familiar"}),
+            ("fpr95", lambda s, p, w=None: fpr_at_tpr(-s, ~p, 0.95, w), "lower", condition),
+        ],
+    )
 
 
 def _histogram(confidence: np.ndarray, positive: np.ndarray) -> Figure:
