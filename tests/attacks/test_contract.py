@@ -14,6 +14,7 @@ from withstand.registry import entries, from_json, parse, to_json
 FAST = {
     "pgd": "pgd(linf(0.1), steps=4, restarts=2)",
     "fgsm": "fgsm(linf(0.1))",
+    "gpga": "gpga(linf(0.1), weight=0.0)",
     "apgd": "apgd(linf(0.1), steps=6, restarts=2)",
     "apgd_t": "apgd_t(linf(0.1), steps=6)",
     "fab": "fab(linf(0.1), steps=5, restarts=2)",

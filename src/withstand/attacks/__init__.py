@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from withstand.attacks.engine import Attack, AttackResult, Problem
     from withstand.attacks.fab import FAB, FABT
     from withstand.attacks.fgsm import FGSM
+    from withstand.attacks.gpga import GPGA
     from withstand.attacks.jsma import JSMA
     from withstand.attacks.lbfgs import LBFGS
     from withstand.attacks.noise import Noise
@@ -37,6 +38,7 @@ __all__ = [
     "FAB",
     "FABT",
     "FGSM",
+    "GPGA",
     "JSMA",
     "LBFGS",
     "Noise",

@@ -14,6 +14,7 @@ from withstand.attacks.engine import Attack, AttackResult, Problem
 from withstand.attacks.engine.prepare import prepared
 from withstand.attacks.engine.run import box_of, callable_of, check_inputs, cuda_of
 from withstand.attacks.fab import FAB, FABT
+from withstand.attacks.gpga import GPGA, Guide
 from withstand.attacks.square import Square
 from withstand.attacks.views import EOT
 from withstand.errors import bad
@@ -32,7 +33,8 @@ class AutoAttack(Attack):
     version: "standard" = apgd-ce, apgd-t, fab-t, square; "plus" = apgd-ce, apgd-dlr and fab with five restarts each,
     square, apgd-t, fab-t; "rand" = apgd-ce and apgd-dlr with gradients averaged over 20 passes, for randomised models.
     Under L1, "standard" runs apgd-ce five times and apgd-t against five targets, both through larger balls.
-    steps of the gradient attacks, queries of square: the official numbers.
+    steps of the gradient attacks, queries of square: the official numbers. guide: a second classifier; then ten steps of
+    `gpga` come first, and what it breaks is spared the rest.
 
     An example counts as broken if the model itself misclassifies the point that was found, in one more pass. Points that
     withstood come back unchanged. `notes` of a run: "robust_accuracy" and "seconds" after each attack (shares of all
@@ -48,6 +50,7 @@ class AutoAttack(Attack):
     version: Literal["standard", "plus", "rand"] = "standard"
     steps: int = 100
     queries: int = 5000
+    guide: Guide = None
 
     def __post_init__(self) -> None:
         if type(self.threat) not in (Linf, L2, L1) or self.threat.eps is None:
@@ -57,7 +60,11 @@ class AutoAttack(Attack):
         self.attacks(10)
 
     def attacks(self, classes: int) -> dict[str, Attack]:
-        """The attacks of this version for a model with so many classes, in their order."""
+        """The attacks for a model with so many classes, in their order."""
+        first = {} if self.guide is None else {"gpga": GPGA(self.threat, self.guide, mode=self.mode)}
+        return first | self._official(classes)
+
+    def _official(self, classes: int) -> dict[str, Attack]:
         t, sparse = self.threat, isinstance(self.threat, L1)
         dlr = DLR() if classes >= 3 else Margin()
         targeted = TargetedDLR() if classes >= 4 else TargetedMargin()

@@ -56,6 +56,11 @@ METRICS: dict[str, tuple[str, str]] = {
     "mce": ("Mean corruption error (mCE)", "corruption errors over those of a stated reference, averaged over kinds"),
     "relative_mce": ("Relative mCE", "rise of the error by corruption over the reference's rise, averaged over kinds"),
     "transfer_accuracy": ("Accuracy under transferred attacks", "share right on examples made against another model"),
+    "guided_accuracy": (
+        "Accuracy beside a guided attack",
+        "share right under plain attacks and under one with a guide",
+    ),
+    "masking_score": ("Masking score", "what PGD-50 leaves standing beyond a guided attack of ten steps"),
     "black_box_accuracy": ("Accuracy under black-box attack", "share right against an attack that only sees answers"),
     "median_queries": ("Median queries to success", "half of the broken examples fell to fewer queries"),
     "auroc": (

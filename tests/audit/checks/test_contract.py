@@ -18,6 +18,7 @@ QUICK = {
     "corruptions": "corruptions(severities=(1, 5))",
     "blackbox": "blackbox(linf(0.2), attack=square(queries=30))",
     "transfer": "transfer(linf(0.2), attack=pgd(steps=3))",
+    "guided": "guided(linf(0.2))",
     "unfamiliar": "unfamiliar(k=3)",
     "detection": "detection(linf(0.2), attacks=(pgd(steps=3), fgsm()), detectors=('lid(k=3, batch=6)', 'mahalanobis'), "
     "steps=3, weights=(0.0, 1.0))",
@@ -38,7 +39,11 @@ def small(digits64, arrays):
 
 @pytest.fixture
 def given(hardened64, noise, arrays):
-    return {"surrogate": hardened64, "ood": arrays(noise.x.double(), noise.y, "noise", noise.classes)}
+    return {
+        "surrogate": hardened64,
+        "guide": hardened64,
+        "ood": arrays(noise.x.double(), noise.y, "noise", noise.classes),
+    }
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,122 @@
+"""The guided attack beside plain ones, on networks whose training bends the loss: label smoothing, single-step examples.
+
+A reconstruction from the paper's abstract: the claims are the abstract's, the numbers are this experiment's. The guide is
+adversarially trained with hard labels from another seed; every target learns from the same digits for as long.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from withstand.attacks import FGSM, GPGA, PGD, Attack, AutoAttack
+from withstand.objectives import Margin
+from withstand.protocols import Claim
+from withstand.random import derive
+from withstand.reproductions.arms import right, row
+from withstand.reproductions.classic_attacks import digits, network
+from withstand.threats import Linf
+from withstand.training.basic import fit
+
+SYSTEM = "gpga"
+
+EPS = 0.15
+_AT = PGD(Linf(EPS), steps=5)
+TARGETS: dict[str, dict[str, Any]] = {
+    "at": {"attack": _AT},
+    "at_smoothed_0.5": {"attack": _AT, "smoothing": 0.5},
+    "at_smoothed_0.8": {"attack": _AT, "smoothing": 0.8},
+    "fgsm_at_smoothed_0.5": {"attack": FGSM(Linf(EPS)), "smoothing": 0.5},
+}
+SCALES: dict[str, dict[str, Any]] = {
+    "smoke": {"images": 100, "epochs": 6, "queries": 100},
+    "cpu": {"images": 497, "epochs": 25, "queries": 1000},
+}
+_PAPER = "Naseer, Khan, Porikli, Khan, 2022, arXiv 2212.14875, abstract"
+
+
+def _claim(statement: str, first: str, last: str, direction: Any, metric: str = "robust_accuracy") -> Claim:
+    return Claim(statement, _PAPER, (first, last), metric, direction, SCALES)
+
+
+CLAIMS = [
+    *(
+        _claim(
+            f"Ten guided steps leave fewer images standing than ten of PGD ({name})",
+            f"{name} / pgd_ce_10",
+            f"{name} / gpga_10",
+            "lower",
+        )
+        for name in TARGETS
+        if name != "at"
+    ),
+    *(
+        _claim(f"... and fewer than fifty of PGD ({name})", f"{name} / pgd_ce_50", f"{name} / gpga_10", "lower")
+        for name in TARGETS
+        if name != "at"
+    ),
+    _claim(
+        "What fifty steps of PGD miss tells smoothed training from training with hard labels",
+        "at / masking",
+        "at_smoothed_0.5 / masking",
+        "higher",
+        "masking_score",
+    ),
+    _claim(
+        "With guided steps first, AutoAttack needs fewer passes for an image",
+        "at_smoothed_0.5 / autoattack",
+        "at_smoothed_0.5 / guided_autoattack",
+        "lower",
+        "passes",
+    ),
+]
+
+
+def measure(scale: str, seed: int, progress: Callable[[str], None]) -> dict[str, Any]:
+    """Train guide and targets, and attack the targets; see the package for the rows."""
+    s = SCALES[scale]
+    train, (x, y) = digits("train"), digits("test", s["images"])
+    progress("guide: training")
+    guide = fit(network(derive(seed, "guide")), train, s["epochs"], attack=_AT, seed=derive(seed, "guide"))
+    rows = []
+    for name, settings in TARGETS.items():
+        progress(f"{name}: training")
+        model = fit(network(seed), train, s["epochs"], **settings, seed=seed)
+        progress(f"{name}: attacks")
+        rows += _attacked(name, model, guide, x, y, s["queries"], seed)
+    return {"rows": rows}
+
+
+def attacks(guide: Any) -> dict[str, Attack]:
+    """The attacks of the table, all but "transfer" on the target."""
+    t = Linf(EPS)
+    clean: dict[str, Any] = {"random_start": False}
+    return {
+        "pgd_ce_10": PGD(t, steps=10, step=0.25, **clean),
+        "pgd_ce_50": PGD(t, steps=50, step=0.1, **clean),
+        "cw_pgd_50": PGD(t, steps=50, step=0.1, objective=Margin(), **clean),
+        "pgd_ce_10x10": PGD(t, steps=10, step=0.25, restarts=10),
+        "transfer": PGD(t, steps=10, step=0.25, keep="last", active=False, **clean),
+        "gpga_10": GPGA(t, guide),
+        "gpga_10_long": GPGA(t, guide, step=0.5),
+        "gpga_10_started": GPGA(t, guide, guided_start=True),
+    }
+
+
+def _attacked(name: str, model: Any, guide: Any, x: Tensor, y: Tensor, queries: int, seed: int) -> list[dict[str, Any]]:
+    clean = right(model, x, y)
+    rows = [row(f"{name} / clean", "robust_accuracy", clean)]
+    stands: dict[str, Tensor] = {}
+    for label, attack in attacks(guide).items():
+        z = attack(guide if label == "transfer" else model, x, y, seed=seed)
+        stands[label] = clean & right(model, z, y)
+        rows.append(row(f"{name} / {label}", "robust_accuracy", stands[label]))
+    missed = stands["pgd_ce_50"].float() - stands["gpga_10"].float()
+    rows.append({"arm": f"{name} / masking", "metric": "masking_score", "examples": missed.tolist()})
+    for label, first in (("autoattack", None), ("guided_autoattack", guide)):
+        found = AutoAttack(Linf(EPS), queries=queries, guide=first).run(model, x, y, seed=seed)
+        rows.append(row(f"{name} / {label}", "robust_accuracy", clean & ~found.success))
+        spent = (found.forwards + found.backwards).to(torch.float64)
+        rows.append({"arm": f"{name} / {label}", "metric": "passes", "examples": spent.tolist()})
+    return rows
