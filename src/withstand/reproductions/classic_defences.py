@@ -11,12 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from withstand.attacks import PGD
+from withstand.audit.checks.detection import Detection
 from withstand.data.arrays import from_arrays
 from withstand.hardening.harden import harden
 from withstand.hardening.rse import Ensemble
 from withstand.hardening.smoothing import certify
+from withstand.models import as_target
+from withstand.protocols import Batch, Context
 from withstand.random import Rows, derive
-from withstand.reproductions.arms import fresh
+from withstand.reproductions.arms import fresh, row
 from withstand.reproductions.attack_table import bits, fixed, nearest
 from withstand.threats import Linf
 from withstand.training import Adam, Trainer
@@ -38,6 +41,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
 RADIUS = 0.25
 """L2, at which certificates are counted."""
 
+DETECTORS = ("kernel_density", "lid", "mahalanobis", "odds")
+KNOWN = "knows the detector"
+
+_BYPASSED = "Carlini, Wagner, Adversarial Examples Are Not Easily Detected, 2017, arXiv 1705.07263"
 _EMBEDDING = "Li et al., Towards Robustness of Deep Neural Networks via Regularization, 2021, arXiv 1811.07950"
 _RSE = "Liu et al., Random Self-ensemble, 2018, arXiv 1712.00673"
 _DISTILLATION = "Papernot et al., Distillation as a Defense, 2016, arXiv 1511.04508"
@@ -102,6 +109,31 @@ CLAIMS: list[tuple[str, str, tuple[str, str], str, Any]] = [
         "robust_accuracy",
         "higher",
     ),
+    *(
+        (
+            f"{title} flags adversarial images of PGD more often than clean ones",
+            source,
+            (f"{name} / clean", f"{name} / pgd"),
+            "flagged",
+            "higher",
+        )
+        for name, title, source in (
+            ("kernel_density", "Kernel density", "Feinman et al., 2017, arXiv 1703.00410"),
+            ("lid", "Local intrinsic dimensionality", "Ma et al., 2018, arXiv 1801.02613"),
+            ("mahalanobis", "The Mahalanobis distance", "Lee et al., 2018, arXiv 1807.03888"),
+            ("odds", "Odds under noise", "Roth et al., 2019, arXiv 1902.04818"),
+        )
+    ),
+    *(
+        (
+            f"An attack that knows {name} is misclassified without a flag more often than PGD",
+            _BYPASSED,
+            (f"{name} / pgd", f"{name} / {KNOWN}"),
+            "undetected_success",
+            "higher",
+        )
+        for name in DETECTORS
+    ),
 ]
 
 
@@ -124,6 +156,7 @@ def measure(
         if name in ("natural", "smoothing"):
             rows.append(_certified(name, module, x, y, s, seed))
         if name == "natural":
+            rows += detected(module, data, x, y, eps, seed, progress)
             continue  # attacked with the networks of the first table
         if name == "smoothing":
             module = Ensemble(module, SIGMA, 0.0, s["draws"])
@@ -141,6 +174,30 @@ def trained(
     trainer = Trainer(epochs=times * epochs, batch=64, optimizer=Adam(lr), schedule=schedule)
     network = fresh("digits_cnn", 10, seed)
     return harden(network, data, recipe, trainer=trainer, validation=None, seed=seed).model.eval()
+
+
+def detected(
+    module: nn.Module, data: Any, x: Tensor, y: Tensor, eps: float, seed: int, progress: Callable[[str], None]
+) -> list[dict[str, Any]]:
+    """What detectors on a network make of clean images and of attacks: who is flagged, and who is wrong and not flagged."""
+    progress("natural: detectors")
+    target, context, given = as_target(module), Context(seed=seed), {"train": data}
+    check = Detection(Linf(eps), attacks=("pgd(steps=20, keep=last, active=False)",), detectors=DETECTORS)
+    fitted = check.prepare(target, data, given, context)
+    batch = Batch(x, y, torch.arange(len(x)))
+    found: dict[tuple[str, str], list[Any]] = {}
+    for made in check.rows(target, batch, given, fitted, context):
+        found.setdefault((made.condition["detector"], made.condition["attack"]), []).append(made)
+    rows = []
+    for (detector, attack), part in found.items():
+        outcome = torch.tensor([bool(r.outcome) for r in part])
+        wrong = torch.tensor([r.prediction != r.label for r in part])
+        if attack in ("clean", "noise"):
+            rows.append(row(f"{detector} / {attack}", "flagged", ~outcome))
+        else:  # outcome: the model is right, or the point is flagged
+            rows.append(row(f"{detector} / {attack}", "flagged", outcome & wrong))
+            rows.append(row(f"{detector} / {attack}", "undetected_success", ~outcome))
+    return rows
 
 
 def _certified(name: str, module: nn.Module, x: Tensor, y: Tensor, s: Mapping[str, Any], seed: int) -> dict[str, Any]:
