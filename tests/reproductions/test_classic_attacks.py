@@ -10,7 +10,7 @@ from withstand.reproductions.attack_table import fixed
 from withstand.reproductions.runner import judge
 
 TINY = {
-    "images": 12, "nearest": 3, "epochs": 1, "noise": 2, "square": 20, "queries": 80,
+    "images": 12, "nearest": 3, "epochs": 4, "noise": 2, "square": 20, "queries": 80,
     "cw_steps": 5, "cw_searches": 1, "lbfgs_searches": 1, "draws": 2, "certify": 20,
 }  # fmt: skip
 
