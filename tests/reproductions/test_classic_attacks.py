@@ -10,7 +10,7 @@ from withstand.reproductions.attack_table import fixed
 from withstand.reproductions.runner import judge
 
 TINY = {
-    "images": 12, "nearest": 3, "epochs": 4, "noise": 2, "square": 20, "queries": 80,
+    "images": 10, "nearest": 2, "epochs": 4, "noise": 2, "square": 20, "queries": 80,
     "cw_steps": 5, "cw_searches": 1, "lbfgs_searches": 1, "draws": 2, "certify": 20,
 }  # fmt: skip
 
@@ -20,6 +20,9 @@ def rows():
     """The whole measurement in small."""
     patch = pytest.MonkeyPatch()
     patch.setitem(system.SCALES, "smoke", TINY)
+    patch.setattr(classic_defences, "STEPS", 1)
+    patch.setitem(classic_defences.RECIPES, "rse", "rse(draws=2)")
+    patch.setitem(classic_defences.RECIPES, "er_cla", "er_cla(attack=pgd(linf(0.15), steps=1), codes=4)")
     told = []
     found = system.measure("smoke", 0, told.append)["rows"]
     patch.undo()
@@ -31,7 +34,7 @@ def test_all_claims_can_be_judged(rows):
     for claim in system.CLAIMS:
         judged = judge(claim, [rows])
         assert judged["verdict"] in ("shown", "not shown", "inconclusive")
-        assert judged["n"] == (3 if claim.metric == "distance" else 12)
+        assert judged["n"] == (2 if claim.metric == "distance" else 10)
 
 
 def test_every_arm_has_its_examples_and_no_attack_mends_a_mistake(rows):
@@ -39,7 +42,7 @@ def test_every_arm_has_its_examples_and_no_attack_mends_a_mistake(rows):
     assert len(bits) == (5 + len(classic_defences.RECIPES)) * 9 + 2 + 1
     for arm, examples in bits.items():
         clean = bits[arm.split(" / ")[0] + " / clean"]
-        assert len(examples) == 12
+        assert len(examples) == 10
         assert all(c == "1" for e, c in zip(examples, clean) if e == "1"), arm
     for model in system.TRAININGS:
         over = next(r for r in rows if (r["arm"], r["metric"]) == (f"{model} / pgd_ce_50", "overestimate"))["examples"]
@@ -48,7 +51,7 @@ def test_every_arm_has_its_examples_and_no_attack_mends_a_mistake(rows):
 
 
 def test_failures_count_with_the_farthest_distance(rows):
-    x, _ = system.digits("test", 3)
+    x, _ = system.digits("test", 2)
     for r in rows:
         if r["metric"] == "distance":
             far = torch.maximum(x, 1 - x).flatten(1).norm(dim=1)

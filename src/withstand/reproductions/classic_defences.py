@@ -43,6 +43,8 @@ RADIUS = 0.25
 
 DETECTORS = ("kernel_density", "lid", "mahalanobis", "odds")
 KNOWN = "knows the detector"
+STEPS = 40
+"""Of the attack that knows a detector."""
 
 _BYPASSED = "Carlini, Wagner, Adversarial Examples Are Not Easily Detected, 2017, arXiv 1705.07263"
 _EMBEDDING = "Li et al., Towards Robustness of Deep Neural Networks via Regularization, 2021, arXiv 1811.07950"
@@ -182,7 +184,7 @@ def detected(
     """What detectors on a network make of clean images and of attacks: who is flagged, and who is wrong and not flagged."""
     progress("natural: detectors")
     target, context, given = as_target(module), Context(seed=seed), {"train": data}
-    check = Detection(Linf(eps), attacks=("pgd(steps=20, keep=last, active=False)",), detectors=DETECTORS)
+    check = Detection(Linf(eps), attacks=("pgd(steps=20, keep=last, active=False)",), detectors=DETECTORS, steps=STEPS)
     fitted = check.prepare(target, data, given, context)
     batch = Batch(x, y, torch.arange(len(x)))
     found: dict[tuple[str, str], list[Any]] = {}
