@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         VNISITIDIM,
         Admix,
     )
+    from withstand.attacks.transfer.tpa import TPA
     from withstand.attacks.zoo import ZOO
 
 __all__ = [
@@ -70,6 +71,7 @@ __all__ = [
     "SignOPT",
     "Square",
     "TI",
+    "TPA",
     "VMI",
     "VNI",
     "VNISITIDIM",
