@@ -82,9 +82,10 @@ class TPA(MI):
         decay = self.decay if self.decay is not None else 0.0 if self.variant == "paper" else 0.9
         assert isinstance(z, Tensor)
         assert isinstance(gradient, Tensor)
-        direction, before = p.threat.steepest(gradient), p.memory.get("velocity")
+        threat: Any = p.threat
+        direction, before = threat.steepest(gradient), p.memory.get("velocity")
         p.memory["velocity"] = velocity = direction if before is None else direction + decay * before
-        return p.project(z + per_row(p.threat.scale(p.x_alive) * size, z) * velocity)
+        return p.project(z + per_row(threat.scale(p.x_alive) * size, z) * velocity)
 
 
 class _Watch:
