@@ -11,7 +11,7 @@ def run(
         list[str], typer.Option("--surrogates", metavar="[NAME=]MODEL", help="Attacked; repeat for several.")
     ],
     targets: Annotated[
-        list[str], typer.Option("--targets", metavar="[NAME=]MODEL", help="Judged; repeat for several.")
+        list[str], typer.Option("--targets", metavar="[NAME=]MODEL", help="Judged; the NAME of a surrogate will do.")
     ],
     data: Annotated[str, typer.Option(help="A name of `withstand list data`, a folder of images, or an .npz.")],
     out: Annotated[Path, typer.Option(help="Folder for the matrix, its page and its rows.")],
@@ -54,10 +54,12 @@ def run(
     """
     from withstand.audit.transfer import transfer
     from withstand.cli.console import progress, resumable, say, show
-    from withstand.cli.specs import load_models, load_sample
+    from withstand.cli.specs import load_models, load_sample, split_name
     from withstand.report.transfer import markdown
 
     with resumable("The same command continues."), progress() as report:
+        known = {name: text for text in surrogates if (name := split_name(text)[0])}
+        targets = [known.get(text, text) for text in targets]
         every = list(dict.fromkeys([*surrogates, *targets]))
         loaded, _ = load_models(every, weights, mean, std, None, allow_pickle, classes=classes)
         named = dict(zip(every, loaded))
