@@ -17,6 +17,14 @@ _HEAD = """<meta charset="utf-8">
 <title>Transfer matrix · withstand</title>
 <link rel="icon" href="data:,">"""
 
+_OWN = """
+body { display: block; max-width: 72rem; margin: 0 auto; padding: 1.5rem; }
+main { display: block; }
+td { white-space: nowrap; }
+.across { overflow-x: auto; }
+"""
+"""One column, where the page of an audit has its contents at the side."""
+
 
 def markdown(found: dict[str, Any]) -> str:
     """The definition, then one table for each surrogate."""
@@ -39,11 +47,11 @@ def page(found: dict[str, Any]) -> str:
         body.append(f"<section><h2>Made on {escape(surrogate)}</h2>")
         drawn = heatmap(f"t{number}", f"Success of attacks made on {surrogate}", _heat(found, surrogate), (0.0, 1.0))
         body.append(f'<figure><div class="wide">{drawn.wide}</div><div class="narrow">{drawn.narrow}</div></figure>')
-        body.append(f"<table><thead>{_row('th', head)}</thead><tbody>")
+        body.append(f'<div class="across"><table><thead>{_row("th", head)}</thead><tbody>')
         body += [_row("td", row) for row in rows]
-        body.append("</tbody></table></section>")
+        body.append("</tbody></table></div></section>")
     main = "\n".join(body)
-    head = f"<head>{_HEAD}<style>{style}</style></head>"
+    head = f"<head>{_HEAD}<style>{style}{_OWN}</style></head>"
     return f'<!doctype html>\n<html lang="en">{head}<body><main>{main}</main></body></html>\n'
 
 
