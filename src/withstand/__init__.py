@@ -19,6 +19,7 @@ _HOMES = {
     "load_data": "withstand.data",
     "corrupt": "withstand.corruptions",
     "audit": "withstand.audit",
+    "transfer": "withstand.audit.transfer",
     "harden": "withstand.hardening.harden",
     "Trainer": "withstand.training",
     "Scorecard": "withstand.audit",
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
         training,
     )
     from withstand.audit import Scorecard, audit
+    from withstand.audit.transfer import transfer
     from withstand.corruptions import corrupt
     from withstand.data import load_data
     from withstand.hardening.harden import harden

@@ -210,7 +210,12 @@ class Oracle(Protocol):
 
 class View(Protocol):
     """A wrapper around an oracle: other views of the input, averaged or estimated gradients, neighbourhoods (TPA),
-    look-ahead (Nesterov), several models. Views chain; the first one named is applied outermost."""
+    look-ahead (Nesterov), several models. Views chain; the first one named is applied outermost.
+
+    A view that must know more than the point defines `wrap(oracle, search)` instead, which is called once for a block;
+    `search` (the engine's Problem) has the threat, the labels and the shapings' memory of the rows that are searched, and
+    `search.memory` takes what the view keeps between steps. A view that asks several times within one look passes a
+    `step` of its own to each, so that views inside it draw anew; `looks` says how often, where it does."""
 
     def __call__(self, oracle: Oracle) -> Oracle: ...
 

@@ -24,16 +24,33 @@ if TYPE_CHECKING:
     from withstand.attacks.pgd import PGD
     from withstand.attacks.sign_opt import SignOPT
     from withstand.attacks.square import Square
+    from withstand.attacks.transfer.named import (
+        DI,
+        MI,
+        NI,
+        PGN,
+        SI,
+        SINITIDIM,
+        SSA,
+        TI,
+        VMI,
+        VNI,
+        VNISITIDIM,
+        Admix,
+    )
+    from withstand.attacks.transfer.tpa import TPA
     from withstand.attacks.zoo import ZOO
 
 __all__ = [
     "APGD",
     "APGDT",
+    "Admix",
     "Attack",
     "AttackResult",
     "AutoAttack",
     "Boundary",
     "CarliniWagner",
+    "DI",
     "DeepFool",
     "FAB",
     "FABT",
@@ -41,12 +58,23 @@ __all__ = [
     "GPGA",
     "JSMA",
     "LBFGS",
+    "MI",
+    "NI",
     "Noise",
     "OPT",
     "PGD",
+    "PGN",
     "Problem",
+    "SI",
+    "SINITIDIM",
+    "SSA",
     "SignOPT",
     "Square",
+    "TI",
+    "TPA",
+    "VMI",
+    "VNI",
+    "VNISITIDIM",
     "ZOO",
 ]
 

@@ -1,7 +1,7 @@
 """Projected gradient descent, with any threat, objective, parameterisation, views and shapings."""
 
 import math
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import PlainValidator
@@ -50,6 +50,9 @@ class PGD(Attack):
     parameterisation: Any = None
     clean_starts: float = 0.0
 
+    reach: ClassVar[float] = 2.5
+    """How far all steps lead together where step is None, in radii."""
+
     def __post_init__(self) -> None:
         needs_fixed_set(self)
         if self.steps < 1:
@@ -62,7 +65,7 @@ class PGD(Attack):
             raise bad("step", self.step, "a share of eps > 0, or None for 2.5 / steps")
 
     def search(self, p: Problem) -> Point:
-        size = self.step if self.step is not None else 2.5 / self.steps
+        size = self.step if self.step is not None else self.reach / self.steps
         z: Point = p.x
         if self.random_start and (self.keep == "best" or self.active):
             p.clean  # noqa: B018 (the clean point counts as a candidate)
@@ -78,10 +81,14 @@ class PGD(Attack):
                 z, gradient = p.drop_done(z, gradient)
                 if p.finished:
                     break
-                z = p.step(z, gradient, size)
+                z = self.move(p, z, gradient, size)
             if not p.finished and (self.keep == "best" or self.active):
                 p.look(z)
         return z
+
+    def move(self, p: Problem, z: Point, gradient: Point, size: float) -> Point:
+        """One step from z along the shaped gradient; size is in radii."""
+        return p.step(z, gradient, size)
 
     def _some_clean(self, p: Problem, z: Point, restart: int) -> Point:
         clean = p.rows.uniform((), "pgd clean start", restart) < self.clean_starts

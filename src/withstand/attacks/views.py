@@ -29,9 +29,9 @@ class EOT:
 
     def __call__(self, oracle: Oracle) -> Oracle:
         def averaged(x: Tensor, rows: Rows, step: int) -> tuple[Tensor, Tensor]:
-            gradient, value = oracle(x, rows, step)
-            for _ in range(self.samples - 1):
-                g, v = oracle(x, rows, step)
+            gradient, value = oracle(x, rows, step * self.samples)
+            for i in range(1, self.samples):
+                g, v = oracle(x, rows, step * self.samples + i)
                 gradient, value = gradient + g, value + v
             return gradient / self.samples, value / self.samples
 

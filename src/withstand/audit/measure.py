@@ -118,8 +118,9 @@ def attack_passes(attack: Any, target: Target) -> float:
     runs = getattr(attack, "restarts", 1) * getattr(attack, "searches", 1)
     if isinstance(targets := getattr(attack, "targets", None), int):
         runs *= max(1, min(targets, classes - 1))
-    for view in getattr(attack, "views", ()):
-        runs *= getattr(view, "samples", 1) + 1
+    if views := getattr(attack, "views", ()):  # and one look at the point itself
+        runs *= 1 + math.prod(getattr(view, "looks", getattr(view, "samples", 1)) for view in views)
+    runs *= getattr(attack, "looks", 1)
     gradients = min(classes, getattr(attack, "candidates", classes)) if name in JACOBIAN else 1
     forwards = 2 if name in ("fab", "fab_t") else 1  # each step looks at the point that it reached
     steps = getattr(attack, "steps", 1)

@@ -25,6 +25,9 @@ class Problem:
     that need no more work leave through `drop_done`.
 
     Points are tensors [A, ...] of inputs, or, with a parameterisation, dicts of leaves.
+
+    memory: what shapings (under (position, name of the leaf)) and views keep between steps, one row for each alive one.
+    size: of the last step, in units of the threat's scale; 0 before the first.
     """
 
     def __init__(
@@ -63,7 +66,8 @@ class Problem:
         self.cost_at_win = torch.full((n,), -1, dtype=torch.int64, device=device)
         self.steps = 0
         self.notes: dict[str, Any] = {}
-        self._memory: dict[tuple[int, str], Tensor | None] = {}
+        self.memory: dict[Any, Tensor | None] = {}
+        self.size: float | Tensor = 0.0
         self._scratch: dict[str, Tensor] = {}
         self._fresh_wins, self._remembers = False, "best"
         self.y = y if y is not None else self.clean.logits.argmax(1)
@@ -71,7 +75,8 @@ class Problem:
             self._remember_clean()
         self._oracle = self._exact_gradient
         for view in reversed(tuple(views)):
-            self._oracle = view(self._oracle)
+            wrap = getattr(view, "wrap", None)
+            self._oracle = wrap(self._oracle, self) if wrap is not None else view(self._oracle)
         self._viewed = bool(views)
         self._select(torch.arange(n, device=device))
 
@@ -135,7 +140,8 @@ class Problem:
     def keep_only(self, stay: Tensor, *held: Any, single: bool = True) -> Any:
         """Let rows leave by a mask bool [A] of those that stay; `held` is cut likewise."""
         index = stay.nonzero().flatten()
-        self._memory = {k: None if m is None else m[index] for k, m in self._memory.items()}
+        self.memory = {k: None if m is None else m[index] for k, m in self.memory.items()}
+        self.size = self.size[index] if isinstance(self.size, Tensor) else self.size
         self._select(self.alive[index])
         cut = tuple(_cut(h, index) for h in held)
         return cut[0] if single and len(cut) == 1 else cut
@@ -146,7 +152,7 @@ class Problem:
         everyone = torch.arange(len(self.x), device=self.x.device)
         self._select(everyone[~self.won] if self.active and not self.nearest else everyone)
         self._fresh_wins = False
-        self._memory.clear()
+        self.memory.clear()
         self.hit.zero_()
 
     # Looking ---------------------------------------------------------------------------------------------------------
@@ -180,7 +186,7 @@ class Problem:
         shaped = {}
         for name, gradient in found.items():
             for position, shaping in enumerate(self.shapings):
-                gradient, self._memory[position, name] = shaping(gradient, self._memory.get((position, name)))
+                gradient, self.memory[position, name] = shaping(gradient, self.memory.get((position, name)))
             shaped[name] = gradient
         return shaped if isinstance(z, dict) else shaped["x"]
 
@@ -293,6 +299,7 @@ class Problem:
 
         The gradient is used up: its memory may hold the result.
         """
+        self.size = size
         if isinstance(z, dict) and isinstance(gradient, dict):
             moved: dict[str, Tensor] = {}
             for name, leaf in self._leaves().items():

@@ -1,0 +1,82 @@
+"""`withstand transfer`: how often points made on one model fool another."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def run(
+    surrogates: Annotated[
+        list[str], typer.Option("--surrogates", metavar="[NAME=]MODEL", help="Attacked; repeat for several.")
+    ],
+    targets: Annotated[
+        list[str], typer.Option("--targets", metavar="[NAME=]MODEL", help="Judged; the NAME of a surrogate will do.")
+    ],
+    data: Annotated[str, typer.Option(help="A name of `withstand list data`, a folder of images, or an .npz.")],
+    out: Annotated[Path, typer.Option(help="Folder for the matrix, its page and its rows.")],
+    attacks: Annotated[
+        list[str] | None,
+        typer.Option("--attacks", help="As `withstand list attacks` names them; repeat. Default: mi ni di ti si vmi."),
+    ] = None,
+    threat: Annotated[str, typer.Option(help="The set that all attacks search.")] = "linf(16/255)",
+    weights: Annotated[
+        list[str] | None, typer.Option(help="Weights: NAME=FILE, or a file for each model in order; repeat.")
+    ] = None,
+    mean: Annotated[str | None, typer.Option(help="Per channel of [0, 1], 0.485,0.456,0.406; or imagenet.")] = None,
+    std: Annotated[str | None, typer.Option(help="Likewise.")] = None,
+    classes: Annotated[
+        int | None, typer.Option(min=1, help="Number of classes, for architectures that are built for any.")
+    ] = None,
+    root: Annotated[
+        Path | None, typer.Option(help="Folder of the named data sets; default $WITHSTAND_DATA, else a cache at home.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="The part of the data: test or train.")] = "test",
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Use so many examples only, of each class its share.")
+    ] = None,
+    size: Annotated[int | None, typer.Option(min=1, help="Side in pixels that images are brought to.")] = None,
+    channels: Annotated[int | None, typer.Option(help="1 or 3, to change between grey and RGB.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each attack.")] = 1,
+    seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; default the best at hand.")] = None,
+    block: Annotated[int | None, typer.Option(min=1, help="Examples per pass; default by the device.")] = None,
+    engine: Annotated[str, typer.Option(help="local, or ray for the workers of a cluster.")] = "local",
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start over instead of continuing.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the matrix as JSON instead of Markdown.")] = False,
+    allow_pickle: Annotated[
+        bool, typer.Option("--allow-pickle", help="Load pickled weights: this runs whatever code they hold.")
+    ] = False,
+) -> None:
+    """Attack surrogates and judge the points on targets: success rates with intervals, as a matrix.
+
+    Only images that every model gets right count. The same command continues where an earlier one was stopped.
+    """
+    from withstand.audit.transfer import transfer
+    from withstand.cli.console import progress, resumable, say, show
+    from withstand.cli.specs import load_models, load_sample, split_name
+    from withstand.report.transfer import markdown
+
+    with resumable("The same command continues."), progress() as report:
+        known = {name: text for text in surrogates if (name := split_name(text)[0])}
+        targets = [known.get(text, text) for text in targets]
+        every = list(dict.fromkeys([*surrogates, *targets]))
+        loaded, _ = load_models(every, weights, mean, std, None, allow_pickle, classes=classes)
+        named = dict(zip(every, loaded))
+        found = transfer(
+            {named[text]: loaded[named[text]] for text in surrogates},
+            {named[text]: loaded[named[text]] for text in targets},
+            load_sample(data, split, limit, size, channels, root),
+            attacks or ["mi", "ni", "di", "ti", "si", "vmi"],
+            out=out,
+            threat=threat,
+            seeds=seeds,
+            seed=seed,
+            device=device,
+            block=block,
+            engine=engine,
+            fresh=fresh,
+            report=report,
+            announce=say,
+        )
+    show(found if as_json else markdown(found))
