@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from withstand.attacks.pgd import PGD
     from withstand.attacks.sign_opt import SignOPT
     from withstand.attacks.square import Square
+    from withstand.attacks.tsa_stat import TSASTAT
     from withstand.attacks.zoo import ZOO
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "Problem",
     "SignOPT",
     "Square",
+    "TSASTAT",
     "ZOO",
 ]
 
