@@ -18,6 +18,7 @@ from withstand.errors import bad
 from withstand.protocols import Seen
 from withstand.random import Rows
 from withstand.registry import coerce, component, is_component
+from withstand.threats import ThreatField
 
 State = Mapping[str, Tensor]
 
@@ -226,6 +227,60 @@ class TargetedDLR(_Targeted):
         top = seen.logits.topk(4, dim=1).values
         scale = top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12
         return (at(seen.logits, state["target"]) - at(seen.logits, y)) / scale
+
+
+# Beside the goal, the cost
+# ---------------------------------------------------------------------------------------------
+
+
+@component("criterion", "within")
+class Within:
+    """The goal of an objective is reached at a point of a threat's set."""
+
+    objective: Annotated[Any, PlainValidator(lambda value: as_objective(value))]
+    threat: ThreatField
+
+    def __call__(self, seen: Seen, y: Tensor, state: State) -> Tensor:
+        return self.objective.criterion(seen, y, state) & self.threat.contains(state["clean_input"], seen.input)
+
+
+@component("objective", "penalised", systems=("tsa_stat",))
+class Penalised:
+    """Another objective less a price for the distance: objective - weight * distance(x, z).
+
+    For sets without a projection. The goal counts as reached only inside the threat's set. objective: what is wanted.
+    threat: whose distance is paid for; it must be differentiable. weight: the price of a unit of distance.
+    """
+
+    objective: Annotated[Any, PlainValidator(lambda value: as_objective(value))]
+    threat: ThreatField
+    weight: float = 1.0
+
+    coupled = False
+
+    def __post_init__(self) -> None:
+        if isinstance(getattr(self.objective, "target", None), Tensor) or isinstance(self.threat.eps, Tensor):
+            raise bad("objective", "one target or radius for each example", "one for all examples")
+        if not 0 <= self.weight < float("inf"):
+            raise bad("weight", self.weight, "a number >= 0")
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return ("input", *self.objective.reads)
+
+    @property
+    def criterion(self) -> Any:
+        return Within(self.objective, self.threat)
+
+    def begin(self, clean: Seen, y: Tensor, rows: Rows) -> dict[str, Tensor]:
+        begin = getattr(self.objective, "begin", None)
+        return {**(begin(clean, y, rows) if begin else {}), "clean_input": clean.input}
+
+    def __call__(self, seen: Seen, y: Tensor, state: State) -> Tensor:
+        wanted = self.objective(seen, y, state)
+        if self.weight == 0:
+            return wanted
+        return wanted - self.weight * self.threat.distance(state["clean_input"], seen.input)
 
 
 # Any function

@@ -75,3 +75,46 @@ class Pyramid:
             mend = f"Take divisors of {h} and {w}, or say numbers of cells with grids=."
             raise bad("scales", f"{uneven[0]} for images of {h}x{w}", "scales that divide the image's sides", mend)
         return [(h // s, w // s) for s in self.scales]
+
+
+@component("parameterisation", "polynomial", systems=("tsa_stat",))
+class Polynomial:
+    """A polynomial of every value with coefficients of its own: z_cj = sum_k a_kcj x_cj^k, k = 0..degree.
+
+    Degree 0 is the additive x + a_0. The identity is a_1 = 1 and zeros else (degree 0: zeros); degree 1 with a_1 = 1 holds
+    every additive change. In an attack with a ball as its threat, the ball bounds the coefficients around the identity.
+
+    degree: the highest power. box: what the result is clipped to, None = nothing.
+
+    >>> Polynomial(1).decode(Polynomial(1).identity(torch.ones(1, 1, 2)), torch.ones(1, 1, 2))
+    tensor([[[1., 1.]]])
+
+    Reference: Belkhouja, Doppa, "Adversarial Framework with Certified Robustness for Time-Series Domain via Statistical
+    Features", JAIR 73, 2022, arXiv 2207.04307; the additive case as in its official code.
+    """
+
+    degree: int = 1
+    box: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.degree < 0:
+            raise bad("degree", self.degree, "a whole number >= 0")
+
+    def identity(self, x: Tensor) -> dict[str, Tensor]:
+        """The coefficients [N, degree + 1, ...] that change nothing."""
+        a = x.new_zeros(len(x), self.degree + 1, *x.shape[1:])
+        if self.degree:
+            a[:, 1] = 1.0
+        return {"coefficients": a}
+
+    def leaves(self, x: Tensor, threat: Any, box: Box) -> dict[str, Leaf]:
+        """One leaf of coefficients, bound by the threat around the identity."""
+        return {name: Leaf(threat, origin) for name, origin in self.identity(x).items()}
+
+    def decode(self, z: Mapping[str, Tensor], x: Tensor) -> Tensor:
+        a = z["coefficients"]
+        made = a[:, self.degree]
+        for k in reversed(range(self.degree)):  # Horner's scheme
+            made = made * x + a[:, k]
+        made = made if self.degree else x + made
+        return made if self.box is None else made.clamp(*self.box)

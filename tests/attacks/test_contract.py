@@ -27,6 +27,7 @@ FAST = {
     "noise": "noise(linf(0.1), samples=5)",
     "opt": "opt(queries=200, q=3)",
     "sign_opt": "sign_opt(queries=200, k=20)",
+    "tsa_stat": "tsa_stat(steps=20)",
     "zoo": "zoo(queries=200, searches=2, coordinates=8)",
     "autoattack": "autoattack(linf(0.1), steps=5, queries=30)",
 }

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
         Admix,
     )
     from withstand.attacks.transfer.tpa import TPA
+    from withstand.attacks.tsa_stat import TSASTAT
     from withstand.attacks.zoo import ZOO
 
 __all__ = [
@@ -75,6 +76,7 @@ __all__ = [
     "VMI",
     "VNI",
     "VNISITIDIM",
+    "TSASTAT",
     "ZOO",
 ]
 

@@ -7,7 +7,9 @@ _HOMES = {
     "load_data": "withstand.data.load",
     "as_dataset": "withstand.data.load",
     "from_arrays": "withstand.data.arrays",
+    "from_series": "withstand.data.series",
     "Images": "withstand.data.images",
+    "Series": "withstand.data.series",
 }
 
 __all__ = [*_HOMES]
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
     from withstand.data.images import Images as Images
     from withstand.data.load import as_dataset as as_dataset
     from withstand.data.load import load_data as load_data
+    from withstand.data.series import Series as Series
+    from withstand.data.series import from_series as from_series
 
 
 def __getattr__(name: str) -> Any:

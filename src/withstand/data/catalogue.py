@@ -1,5 +1,6 @@
 """The data sets that withstand knows by name. Plain literals: listing them imports nothing else."""
 
+from itertools import starmap
 from typing import NamedTuple
 
 from withstand.errors import unknown
@@ -10,8 +11,8 @@ class Entry(NamedTuple):
 
     compact: split -> file under the root (one part only: "all"). label: the array or column of that file that holds the
     labels. public: folder or file of the layout that torchvision reads and writes, with {split} where it differs.
-    torchvision: the class that can download it. size: side in pixels where the images come in many shapes. aliases:
-    other names.
+    torchvision: the class that can download it. size: side in pixels where the images come in many shapes. series: the
+    prefix of its arrays in an archive of time series. aliases: other names.
     """
 
     name: str
@@ -23,6 +24,7 @@ class Entry(NamedTuple):
     torchvision: str = ""
     size: int | None = None
     aliases: tuple[str, ...] = ()
+    series: str = ""
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -32,6 +34,12 @@ class Entry(NamedTuple):
 
 def _both(train: str, test: str = "") -> dict[str, str]:
     return {"train": train, "test": test or train}
+
+
+def _series(name: str, channels: int, length: int, classes: int) -> Entry:
+    file, source = ("uea.npz", "UEA archive") if channels > 1 else ("ucr.npz", "UCR archive")
+    shape = f"{channels} channels of {length} steps" if channels > 1 else f"{length} steps"
+    return Entry(name, f"time series, {shape}, {classes} classes", source, _both(f"timeseries/{file}"), series=name)
 
 
 SETS = (
@@ -111,6 +119,18 @@ SETS = (
         "lfw", "faces of 158 people (LFW), 96x96 RGB", "Huang et al. 2007",
         {"all": "faces/lfw_crops.zip"}, "identity", aliases=("lfw-crops",),
     ),
+    *starmap(_series, (
+        ("ArrowHead", 1, 251, 3), ("BME", 1, 128, 3), ("Beef", 1, 470, 5), ("BirdChicken", 1, 512, 2),
+        ("CBF", 1, 128, 3), ("Chinatown", 1, 24, 2), ("Coffee", 1, 286, 2), ("CricketX", 1, 300, 12),
+        ("DistalPhalanxTW", 1, 80, 6), ("ECG200", 1, 96, 2), ("ECGFiveDays", 1, 136, 2), ("FaceFour", 1, 350, 4),
+        ("GunPoint", 1, 150, 2), ("Ham", 1, 431, 2), ("ItalyPowerDemand", 1, 24, 2), ("Lightning7", 1, 319, 7),
+        ("MedicalImages", 1, 99, 10), ("MoteStrain", 1, 84, 2), ("OSULeaf", 1, 427, 6), ("OliveOil", 1, 570, 4),
+        ("Plane", 1, 144, 7), ("PowerCons", 1, 144, 2), ("SmoothSubspace", 1, 15, 3),
+        ("SonyAIBORobotSurface1", 1, 70, 2), ("Strawberry", 1, 235, 2), ("SwedishLeaf", 1, 128, 15),
+        ("SyntheticControl", 1, 60, 6), ("ToeSegmentation1", 1, 277, 2), ("Trace", 1, 275, 4), ("TwoLeadECG", 1, 82, 2),
+        ("UMD", 1, 150, 3), ("AtrialFibrillation", 2, 640, 3), ("BasicMotions", 6, 100, 4), ("Epilepsy", 3, 206, 4),
+        ("JapaneseVowels", 12, 25, 9), ("NATOPS", 24, 51, 6),
+    )),
 )  # fmt: skip
 
 
@@ -122,6 +142,6 @@ def plain(name: str) -> str:
 def find(name: str) -> Entry:
     """The set with this name or alias. Raises BadInput with the nearest names."""
     for entry in SETS:
-        if plain(name) in (entry.name, *entry.aliases):
+        if plain(name) in (plain(entry.name), *entry.aliases):
             return entry
     raise unknown("data", name, (n for e in SETS for n in (e.name, *e.aliases)))

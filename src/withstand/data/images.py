@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol, Self
 
 import numpy as np
 import torch
@@ -31,12 +31,12 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def check(self, positions: np.ndarray) -> tuple[int, int, int]:
-        """Look at these examples, refuse bad ones, return the one shape (C, H, W) that they have."""
+    def check(self, positions: np.ndarray) -> tuple[int, ...]:
+        """Look at these examples, refuse bad ones, return the one shape (C, H, W) or (C, T) that they have."""
         ...
 
     def read(self, positions: np.ndarray) -> Tensor:
-        """Float images [n, C, H, W] in [0, 1]."""
+        """Float images [n, C, H, W] in [0, 1], or series [n, C, T]."""
         ...
 
     def digest(self, positions: np.ndarray) -> str: ...
@@ -56,18 +56,24 @@ class Images:
     space: Space
     where: str = ""
 
+    kind: ClassVar[str] = "images"
+    box: ClassVar[tuple[float, float] | None] = (0.0, 1.0)
+
     @classmethod
-    def of(
-        cls, name: str, source: Source, limit: int | None = None, seed: int | None = None, where: str = ""
-    ) -> "Images":
+    def of(cls, name: str, source: Source, limit: int | None = None, seed: int | None = None, where: str = "") -> Self:
         """Choose, check, and wrap. limit: how many; seed: in a seeded, stratified order instead of from the start."""
         if not len(source):
-            raise bad(name, "an empty set", "at least one image", f"Looked at {where}." if where else "")
+            raise bad(
+                name,
+                "an empty set",
+                "at least one image" if cls.kind == "images" else "at least one series",
+                f"Looked at {where}." if where else "",
+            )
         if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
             raise bad("limit", repr(limit), "a whole number >= 1")
         chosen = np.arange(len(source)) if seed is None else stratified(source.labels, len(source), seed)
         chosen = chosen[:limit]
-        return cls(name, source, chosen, Space(source.check(chosen), (0.0, 1.0), len(source.classes) or None), where)
+        return cls(name, source, chosen, Space(source.check(chosen), cls.box, len(source.classes) or None), where)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -83,7 +89,7 @@ class Images:
         return len(self.positions)
 
     def __repr__(self) -> str:
-        return f"<{self.name}: {len(self)} images {list(self.space.shape or ())}, {len(self.classes)} classes>"
+        return f"<{self.name}: {len(self)} {self.kind} {list(self.space.shape or ())}, {len(self.classes)} classes>"
 
     def batch(self, positions: Sequence[int] | ArrayLike) -> Batch:
         """The images at these positions of this set, x float32 [n, C, H, W] in [0, 1].
@@ -94,7 +100,7 @@ class Images:
         y = None if self.source.labels is None else torch.from_numpy(self.source.labels[at])
         return Batch(self.source.read(at), y, torch.from_numpy(at.astype(np.int64)))
 
-    def subset(self, positions: Sequence[int] | ArrayLike) -> "Images":
+    def subset(self, positions: Sequence[int] | ArrayLike) -> Self:
         """The same set, cut down to these positions; the ids stay."""
         return replace(self, positions=self.positions[self._valid(positions)])
 

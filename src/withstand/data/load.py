@@ -14,6 +14,7 @@ from withstand.data.compact import omniglot, zip_source
 from withstand.data.folders import Classes, folder_source
 from withstand.data.images import ArraySource, Images, PhotoSource
 from withstand.data.photos import Fit
+from withstand.data.series import Series, archive_source
 from withstand.errors import BadInput, Unavailable, bad
 from withstand.protocols import Dataset
 from withstand.random import Rows
@@ -36,6 +37,10 @@ def load_data(
 
     >>> load_data("digits", limit=100, seed=0)
     <digits: 100 images [1, 8, 8], 10 classes>
+    >>> load_data("SyntheticControl", split="train").batch([0]).x.shape  # doctest: +SKIP
+    torch.Size([1, 1, 60])
+
+    Time series come as [N, C, T], every channel of every series with mean 0 and deviation 1 (`from_series` for others).
 
     root: folder of the named sets; default $WITHSTAND_DATA, else ~/.cache/withstand/data. A complete public layout is
     preferred to a compact file. split: "train" or "test"; sets of one part give all of it for "test". limit: use so
@@ -60,6 +65,8 @@ def load_data(
     for argument, value in (("classes", classes), ("layout", layout)):
         if value is not None:
             raise bad(argument, repr(value), f"None for a named set ({entry.name} has its own)")
+    if entry.series:
+        return _series(entry, root, split, limit, seed, size=size, channels=channels, download=download or None)
     source, where = _named(entry, root, split, size, channels, download)
     return Images.of(entry.name, source, limit, seed, where)
 
@@ -108,6 +115,18 @@ def _named(
         if path.exists():
             return _compact(entry, path, split, size, channels), str(path)
     raise BadInput(_missing(entry, split, [p for p, _ in looked], base))
+
+
+def _series(entry: Entry, root: Any, split: str, limit: int | None, seed: int | None, **unfit: Any) -> Series:
+    for argument, value in unfit.items():
+        if value is not None:
+            raise bad(argument, repr(value), f"nothing for the time series of {entry.name}")
+    if split not in {"train", "test"}:
+        raise bad("split", repr(split), f'"test" or "train" for {entry.name}')
+    looked = [path for path, _ in _places(entry, data_root(root), split)]
+    for path in filter(Path.exists, looked):
+        return Series.of(entry.name, archive_source(path, entry.series, split), limit, seed, str(path))
+    raise BadInput(_missing(entry, split, looked, data_root(root)))
 
 
 def _places(entry: Entry, base: Path, split: str) -> list[tuple[Path, bool]]:

@@ -141,7 +141,10 @@ def judge_of(judge: Any, recipe: Any) -> Any:
     inner = recipe
     while hasattr(inner, "recipe"):  # wrappers such as AWP
         inner = inner.recipe
-    threat = getattr(getattr(inner, "attack", inner), "threat", None)
+    attack = getattr(inner, "attack", inner)
+    threat = getattr(attack, "threat", None)
     if not isinstance(threat, Threat) or threat.eps is None:
         return None
+    if not hasattr(threat, "project"):
+        return attack
     return PGD(threat, steps=10)

@@ -86,7 +86,7 @@ def load_model(
     target = TorchTarget(
         model,
         name or (spec if weights is None else f"{spec} [{Path(weights).stem}]"),
-        Space(built.shape, (0.0, 1.0), built.classes),
+        getattr(built.module, "space", None) or Space(built.shape, (0.0, 1.0), built.classes),
         task,
         outputs or "logits",  # type: ignore[arg-type]
         built.text,

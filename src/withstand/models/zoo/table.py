@@ -11,14 +11,14 @@ _Pair = tuple[tuple[float, ...], tuple[float, ...]]
 
 
 class Entry(NamedTuple):
-    """One network. shape: [C, H, W] of an input; home: module and function that builds it; options: its arguments.
+    """One network. shape: [C, H, W] or [C, T] of an input; home: module and function that builds it; options: its arguments.
 
     normalise: mean and std of the weights that are published for it, None where they take images in [0, 1].
     """
 
     name: str
     summary: str
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     home: str
     options: dict[str, Any] = {}
     normalise: _Pair | None = None
@@ -85,6 +85,10 @@ ZOO = (
     Entry("vit_ti", "ViT-Ti in patches of 4x4, for CIFAR", (3, 32, 32), "vit:vit", {"dim": 192, "heads": 3}),
     Entry("vit_s", "ViT-S in patches of 4x4, for CIFAR", (3, 32, 32), "vit:vit", {"dim": 384, "heads": 6}),
     Entry("cnn_28", "four convolutions and three linear layers, 28x28 grey", (1, 28, 28), "small:cnn_28"),
+    Entry(
+        "series_cnn", "one convolution and one hidden layer, univariate time series", (1, 60), "series:SeriesCNN",
+        {"channels": 1},
+    ),
 )  # fmt: skip
 
 
