@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from withstand.attacks import FGSM, GPGA, PGD, Attack, AutoAttack
-from withstand.objectives import Margin
+from withstand.audit.checks.guided import Guided
 from withstand.protocols import Claim
 from withstand.random import derive
 from withstand.reproductions.arms import right, row
@@ -89,19 +89,8 @@ def measure(scale: str, seed: int, progress: Callable[[str], None]) -> dict[str,
 
 
 def attacks(guide: Any) -> dict[str, Attack]:
-    """The attacks of the table, all but "transfer" on the target."""
-    t = Linf(EPS)
-    clean: dict[str, Any] = {"random_start": False}
-    return {
-        "pgd_ce_10": PGD(t, steps=10, step=0.25, **clean),
-        "pgd_ce_50": PGD(t, steps=50, step=0.1, **clean),
-        "cw_pgd_50": PGD(t, steps=50, step=0.1, objective=Margin(), **clean),
-        "pgd_ce_10x10": PGD(t, steps=10, step=0.25, restarts=10),
-        "transfer": PGD(t, steps=10, step=0.25, keep="last", active=False, **clean),
-        "gpga_10": GPGA(t, guide),
-        "gpga_10_long": GPGA(t, guide, step=0.5),
-        "gpga_10_started": GPGA(t, guide, guided_start=True),
-    }
+    """The attacks of the check, and the guided start; all but "transfer" run on the target."""
+    return {**Guided(Linf(EPS)).attacks(guide), "gpga_10_started": GPGA(Linf(EPS), guide, guided_start=True)}
 
 
 def _attacked(name: str, model: Any, guide: Any, x: Tensor, y: Tensor, queries: int, seed: int) -> list[dict[str, Any]]:

@@ -49,10 +49,10 @@ class Guided(Check):
         t = self.threat
         clean: dict[str, Any] = {"random_start": False}
         return {
-            "pgd_10": PGD(t, steps=10, step=0.25, **clean),
-            "pgd_50": PGD(t, steps=50, step=0.1, **clean),
+            "pgd_ce_10": PGD(t, steps=10, step=0.25, **clean),
+            "pgd_ce_50": PGD(t, steps=50, step=0.1, **clean),
             "cw_pgd_50": PGD(t, steps=50, step=0.1, objective=Margin(), **clean),
-            "pgd_10x10": PGD(t, steps=10, step=0.25, restarts=10),
+            "pgd_ce_10x10": PGD(t, steps=10, step=0.25, restarts=10),
             "transfer": PGD(t, steps=10, step=0.25, keep="last", active=False, **clean),
             "gpga_10": GPGA(t, guide),
             "gpga_10_long": GPGA(t, guide, step=0.5),
@@ -89,7 +89,7 @@ class Guided(Check):
             metric = rows.share("guided_accuracy", attack=name)
             metric.condition |= at
             found.metrics.append(metric)
-        gap, low, high, _ = paired_difference(stood["gpga_10"], stood["pgd_50"])
+        gap, low, high, _ = paired_difference(stood["gpga_10"], stood["pgd_ce_50"])
         found.metrics.append(
             Metric(
                 "masking_score",
@@ -97,7 +97,7 @@ class Guided(Check):
                 low,
                 high,
                 "Agresti-Min",
-                len(rows.where(attack="pgd_50")),
+                len(rows.where(attack="pgd_ce_50")),
                 better="",
                 condition=at,
             )
@@ -116,9 +116,9 @@ class Guided(Check):
         reasons = []
         if low > 0 and gap >= LEAST:
             reasons.append(
-                f"ten guided steps leave {share['gpga_10']:.1%} standing, fifty plain ones {share['pgd_50']:.1%}"
+                f"ten guided steps leave {share['gpga_10']:.1%} standing, fifty plain ones {share['pgd_ce_50']:.1%}"
             )
-        beaten, _, most, _ = paired_difference(stood["pgd_50"], stood["transfer"])
+        beaten, _, most, _ = paired_difference(stood["pgd_ce_50"], stood["transfer"])
         if most < 0 and beaten <= -LEAST:
             reasons.append(
                 f"examples made on the guide alone leave {share['transfer']:.1%}, fewer than PGD on the model itself"
