@@ -12,11 +12,23 @@ from withstand.hardening.awp import AWP
 from withstand.hardening.pgd_at import PGDAT
 from withstand.hardening.sam import SAM
 from withstand.hardening.standard import Standard
+from withstand.registry import parse
 from withstand.training import SGD, Trainer
 
 SETTINGS = {"epochs": 2, "batch": 16, "optimizer": SGD(0.1), "schedule": "cosine", "accelerator": "cpu"}
 BASE = PGDAT(attack="pgd(l2(0.3), steps=3)")
-RECIPES = {"standard": Standard(), "pgd_at": BASE, "awp": AWP(BASE, gamma=0.1), "sam": SAM(BASE, rho=0.1)}
+ATTACK = "pgd(l2(0.3), steps=3)"
+RECIPES = {
+    "standard": Standard(),
+    "pgd_at": BASE,
+    "awp": AWP(BASE, gamma=0.1),
+    "sam": SAM(BASE, rho=0.1),
+    "advprop": parse(f"advprop(attack={ATTACK})", "recipe"),
+    "dial": parse(f"dial(attack={ATTACK})", "recipe"),
+    "faat": parse(f"faat(attack={ATTACK}, discriminator=mlp)", "recipe"),
+}
+RUNS = [(name, sync) for name in RECIPES for sync in (False, True) if sync or name not in ("advprop", "dial")]
+"""Each recipe without and with batch norm, which is synchronised; two have batch norm of their own: branches, a head."""
 
 
 SHARDED = {
@@ -35,12 +47,11 @@ def train(recipe: str, out: str | None = None, devices: int = 1, strategy: str =
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
     found = {}
-    for name in RECIPES:
-        for sync in (False, True):
-            fitted = train(name, str(folder / f"{name}{sync}"), devices=2, sync_norm=sync)
-            rank = torch.distributed.get_rank()
-            found[f"{name} {sync}"] = [(row["accuracy"], row["loss"]) for row in fitted.history]
-            torch.save(fitted.last.state_dict(), folder / f"{name}{sync}.{rank}.pt")
+    for name, sync in RUNS:
+        fitted = train(name, str(folder / f"{name}{sync}"), devices=2, sync_norm=sync)
+        rank = torch.distributed.get_rank()
+        found[f"{name} {sync}"] = [(row["accuracy"], row["loss"]) for row in fitted.history]
+        torch.save(fitted.last.state_dict(), folder / f"{name}{sync}.{rank}.pt")
     for name, settings in SHARDED.items():
         out = folder / f"fsdp {name}"
         fitted = train(name, str(out), devices=2, strategy="fsdp", **settings)

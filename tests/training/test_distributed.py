@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.training.conftest import Points, net
-from tests.training.ddp_worker import RECIPES, SHARDED, train
+from tests.training.ddp_worker import RECIPES, RUNS, SHARDED, train
 from withstand.errors import BadInput
 from withstand.training import Trainer
 from withstand.training.loop import Advance
@@ -51,8 +51,7 @@ def folder(tmp_path_factory):
     return out
 
 
-@pytest.mark.parametrize("sync", [False, True])
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize(("name", "sync"), RUNS)
 def test_two_processes_learn_what_one_learns_from_the_joint_batch(folder, name, sync):
     one = train(name, sync_norm=sync).last.state_dict()
     ranks = [torch.load(folder / f"{name}{sync}.{rank}.pt") for rank in range(2)]
