@@ -1,15 +1,18 @@
 import pytest
 import torch
 
+from withstand.attacks import GPGA
 from withstand.audit.measure import attack_passes, predict, threat_text
 from withstand.protocols import Context, Space
 from withstand.registry import entries, parse
+from withstand.threats import Linf
 
 QUICK = {
     "pgd": "pgd(linf(0.1), steps=4, restarts=2, views=(eot(3),))",
     "apgd": "apgd(linf(0.1), steps=6, restarts=2)",
     "apgd_t": "apgd_t(linf(0.1), steps=6)",
     "autoattack": "autoattack(linf(0.02), steps=10, queries=300)",
+    "gpga": "gpga(linf(0.1), weight=0.0)",
     "fab": "fab(linf(0.1), steps=5, restarts=2)",
     "fab_t": "fab_t(linf(0.1), steps=5)",
     "square": "square(linf(0.01), queries=70)",
@@ -31,6 +34,14 @@ def test_no_attack_costs_more_than_its_estimate(name, hardened, digits):
     result = attack.run(hardened, digits.x[:16], digits.y[:16])
     spent = (result.forwards + result.backwards).max() / 2
     assert 0 < spent <= attack_passes(attack, hardened)
+
+
+def test_the_passes_of_a_guide_are_in_the_estimate(hardened, plain, digits):
+    for started in (False, True):
+        attack = GPGA(Linf(1e-6), plain, guided_start=started)
+        result = attack.run(hardened, digits.x[:16], digits.y[:16])
+        spent = (result.forwards + result.backwards).max() / 2
+        assert 0 < spent <= attack_passes(attack, hardened)
 
 
 def test_threats_are_written_as_people_write_them():

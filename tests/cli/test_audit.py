@@ -128,7 +128,7 @@ def test_an_unreadable_requirement_is_refused_before_any_work(withstand, home, r
         (["compare", "nowhere"], "withstand audit"),
         (["compare"], "RUN"),
         (["list", "atacks"], "attacks"),
-        (["attack", "net.py:centres", "--data", "digits", "--out", "a.npz", "--attack", "pdg"], "Did you mean pgd"),
+        (["attack", "net.py:centres", "--data", "digits", "--out", "a.npz", "--attack", "pdg"], "or pgd"),
     ],
 )
 def test_wrong_usage_says_what_to_do_and_writes_nothing(withstand, home, arguments, said):

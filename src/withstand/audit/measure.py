@@ -122,8 +122,9 @@ def attack_passes(attack: Any, target: Target) -> float:
         runs *= 1 + math.prod(getattr(view, "looks", getattr(view, "samples", 1)) for view in views)
     runs *= getattr(attack, "looks", 1)
     gradients = min(classes, getattr(attack, "candidates", classes)) if name in JACOBIAN else 1
-    forwards = 2 if name in ("fab", "fab_t") else 1  # each step looks at the point that it reached
-    steps = getattr(attack, "steps", 1)
+    guided = getattr(attack, "guide", None) is not None
+    forwards = 2 if name in ("fab", "fab_t") or guided else 1  # each step looks where it came to, or asks a guide
+    steps = getattr(attack, "steps", 1) + 10 * getattr(attack, "guided_start", False)
     if name == "jsma":
         steps = math.ceil(attack.gamma * size / 2) + 1
     looks = getattr(attack, "queries", 0) + getattr(attack, "samples", 0)
