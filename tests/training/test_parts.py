@@ -1,6 +1,8 @@
 """Schedules, averages, augmentations and logs against closed forms and naive references."""
 
 import math
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -148,3 +150,11 @@ def test_an_unknown_logger_is_refused(tmp_path):
 
     with pytest.raises(BadInput, match="Did you mean tensorboard"):
         logger("tensorbord", tmp_path)
+
+
+def test_mlflow_gets_the_numbers_of_every_epoch(monkeypatch, tmp_path):
+    told = []
+    monkeypatch.setitem(sys.modules, "mlflow", SimpleNamespace(log_metrics=lambda row, step: told.append((step, row))))
+    log = logger("mlflow", tmp_path)
+    log(7, {"epoch": 1, "step": 7, "loss": 0.5, "accuracy": 1, "note": "text"})
+    assert told == [(7, {"loss": 0.5, "accuracy": 1.0})]
