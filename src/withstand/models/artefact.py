@@ -50,8 +50,21 @@ def load(folder: str, name: str | None = None) -> Target:
         target = _deployed(target, held, weights)
     else:
         target = load_model(spec, weights, name=name, **given)
+        if held.get("kind") == "knn":
+            target = _voting(target, held, path.parent, name)
     target.record = TrainingRecord.read(path.parent)  # type: ignore[attr-defined]
     return target
+
+
+def _voting(base: Target, held: dict[str, Any], folder: Path, name: str | None) -> Target:
+    """A kNN classifier around its backbone."""
+    from withstand.models.neighbours import restore
+
+    assert isinstance(base, TorchTarget)
+    try:
+        return restore(base, held, folder, name)
+    except (KeyError, TypeError) as error:
+        raise errors.BadInput(f"model: {folder} is damaged ({error!r}). Save the classifier again.") from None
 
 
 def _deployed(base: TorchTarget, held: dict[str, Any], weights: Path) -> Target:
