@@ -14,7 +14,7 @@ from withstand.errors import bad
 from withstand.hardening.terms import at_least_zero, on_term, say_accuracy
 from withstand.models.state import frozen
 from withstand.models.taps import Tap, penultimate, see
-from withstand.objectives import State
+from withstand.objectives import CrossEntropy, State
 from withstand.protocols import Batch, Dataset, Seen
 from withstand.random import Rows, derive
 from withstand.registry import component
@@ -68,7 +68,7 @@ class ASKDef(Recipe):
             raise bad("per_class", self.per_class, "a whole number >= 1")
         if "objective" not in {f.name for f in fields(self.ask_attack)}:
             raise bad("ask_attack", repr(self.ask_attack), "one that takes an objective, e.g. pgd")
-        on_term(self.ask_attack, None)
+        on_term(self.ask_attack, CrossEntropy())
 
     def setup(self, model: nn.Module, data: Dataset, rows: Rows) -> nn.Module:
         system: Any = System(copy.deepcopy(model))
