@@ -187,7 +187,14 @@ class HiddenKNN(nn.Module):
         without: as in `count`. Raises: BadInput where a class has too few references.
         """
         where = self._place(layer)
-        h, index, found = self._features_of(x)[where], cast(Index, self.indexes[where]), []
+        found = self.nearest(layer, self._features_of(x)[where], per_class, without)[1].flatten(1)
+        labels = torch.arange(self.classes, device=found.device).repeat_interleave(per_class)
+        return cast(Index, self.indexes[where]).vectors.detach()[found], labels
+
+    def nearest(self, layer: str, h: Tensor, per_class: int, without: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Distances and positions of the `per_class` nearest references of every class to features h [N, D] of a layer,
+        each [N, C, per_class], the nearest first. without, Raises: as in `references`."""
+        index, found = cast(Index, self.indexes[self._place(layer)]), []
         for c in range(self.classes):
             rows = (self.labels == c).nonzero().flatten()
             own, most = None, len(rows)
@@ -196,10 +203,9 @@ class HiddenKNN(nn.Module):
                 own, most = own.amax(1) if most else None, most - 1
             if not 1 <= per_class <= most:
                 raise bad("per_class", per_class, f"1 to {max(most, 0)}, what class {c} has", "Give more references.")
-            position = Index(index.vectors[rows], self.metric, "torch").search(h, per_class, own)[1]
-            found.append(index.vectors.detach()[rows[position]])
-        labels = torch.arange(self.classes, device=h.device).repeat_interleave(per_class)
-        return torch.cat(found, 1), labels
+            distance, place = Index(index.vectors[rows], self.metric, "torch").search(h, per_class, own)
+            found.append((distance, rows[place]))
+        return torch.stack([d for d, _ in found], 1), torch.stack([p for _, p in found], 1)
 
     def positions(self, x: Tensor) -> Tensor:
         """Where each example stands among the references, int64 [N]: the first with the same values, or -1.
