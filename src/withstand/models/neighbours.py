@@ -19,7 +19,6 @@ from withstand.index.exact import Backend, Metric
 from withstand.models import artefact
 from withstand.models.taps import Tap, see
 from withstand.models.target import TorchTarget, as_target, core
-from withstand.models.weights import read_weights
 from withstand.protocols import Dataset, Space
 from withstand.random import Rows, derive
 
@@ -243,13 +242,9 @@ class HiddenKNN(nn.Module):
                 Path(folder) / f"{file}.safetensors",
                 save({k: v.detach().cpu().contiguous().clone() for k, v in state.items()}),
             )
-        entry = {**self.source, "weights": "backbone.safetensors", "kind": "knn", "name": name or None}
+        entry = {**self.source, "weights": "backbone.safetensors", "name": name or None}
         said = {"layers": self.layers, "k": self.k, "metric": self.metric, "classes": self.classes}
-        calibrated = isinstance(self, DeepKNN)
-        write_json(
-            Path(folder) / artefact.FILE,
-            {**entry, "knn": {**said, "shape": self.space.shape, "calibrated": calibrated}},
-        )
+        write_json(Path(folder) / artefact.FILE, {**entry, "knn": {**said, "shape": self.space.shape}})
 
     def extra_repr(self) -> str:
         return f"layers={list(self.layers)}, k={self.k}, metric={self.metric!r}, classes={self.classes}"
@@ -343,16 +338,15 @@ def knn_of(model: Any) -> HiddenKNN:
     raise bad("model", type(module).__name__, "a kNN classifier", "Make one with withstand.knn_classifier.")
 
 
-def restore(base: TorchTarget, held: dict[str, Any], folder: Path, name: str | None) -> TorchTarget:
+def restore(base: Any, said: dict[str, Any], state: dict[str, Tensor], name: str | None) -> TorchTarget:
     """What `HiddenKNN.save` wrote, around its backbone."""
-    said = held["knn"]
-    state = read_weights(folder / "knn.safetensors")
-    made = (DeepKNN if said["calibrated"] else HiddenKNN).__new__(DeepKNN if said["calibrated"] else HiddenKNN)
+    kind = DeepKNN if "calibration" in state else HiddenKNN
+    made = kind.__new__(kind)
     nn.Module.__init__(made)
     made._build(base, said["layers"], said["k"], said["metric"], said["classes"], tuple(said["shape"]))
     vectors = [state[f"indexes.{i}.vectors"] for i in range(len(made.layers))]
     made._hold(vectors, state["labels"], state["contents"], "auto")
-    if said["calibrated"]:
+    if kind is DeepKNN:
         made.register_buffer("calibration", state["calibration"])
     for index, kept in zip(made.indexes, vectors):
         cast(Index, index).vectors.data.copy_(kept)  # unit vectors, made unit again, may differ in the last digit
