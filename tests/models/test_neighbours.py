@@ -77,12 +77,16 @@ def test_tied_classes_go_to_the_smallest_index() -> None:
     assert made.scores(counts).argmax(1).tolist() == [1, 0]
 
 
-def test_votes_have_a_gradient_of_zero_and_features_one_that_leads_somewhere() -> None:
+def test_votes_have_no_gradient_but_features_have() -> None:
     made, x = knn(), examples(6, 1)[0].requires_grad_()
-    (gradient,) = torch.autograd.grad(made(x).sum(), x)
-    assert not gradient.any()
+    assert not made(x).requires_grad
+    with pytest.raises(BadInput, match="an output without a gradient"):
+        ws.attacks.PGD()(made, x.detach())
+    with pytest.raises(BadInput, match="access to decision, features, neighbours, scores only"):
+        ws.attacks.PGD()(as_target(made), x.detach())
     for model in (made, as_target(made), made.target("t")):
-        seen = seen_by_attacks(model, x, ("features.0", ">features.1", "backbone"))
+        seen = seen_by_attacks(model, x, ("features.0", ">features.1", "backbone", "ballots.1"))
+        assert torch.equal(seen.features.pop("ballots.1"), made.votes(x)["3"])
         assert torch.allclose(seen.features["features.0"], F.normalize(features("1", x), dim=1))
         assert torch.allclose(seen.features[">features.1"], features("3", x))
         assert torch.allclose(seen.features["backbone"], net()(x))

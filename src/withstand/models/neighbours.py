@@ -19,7 +19,6 @@ from withstand.index.exact import Backend, Metric
 from withstand.models import artefact
 from withstand.models.taps import Tap, see
 from withstand.models.target import TorchTarget, as_target, core
-from withstand.models.weights import read_weights
 from withstand.protocols import Dataset, Space
 from withstand.random import Rows, derive
 
@@ -78,10 +77,11 @@ class HiddenKNN(nn.Module):
 
     h_l(x) = flatten(f_l(x)), of length 1 for "cosine"; count_l(x)[c] of the k nearest h_l(x_i) have the label c;
     share[c] = sum_l count_l(x)[c] / (k L). forward(x) returns log(max(share, 1e-6)) [N, C], so that softmax gives the
-    shares back; the class is the largest, the smallest index among equals. That is a step function: its gradient is zero
-    (and is given as zero), and attacks that follow it find nothing. Attacks look inside: "features.0", "features.1", ...
-    are submodules that return h_l for the layers in order, ">features.0" is f_l(x) before, and "backbone" returns the
-    network's own logits; all carry gradients.
+    shares back; the class is the largest, the smallest index among equals. That is a step function, and has no gradient:
+    as a target it gives no access to "gradients", so that no audit mistakes their absence for robustness. Attacks that
+    ask for access to "features" follow the gradients of what an objective `reads` inside: "features.0", "features.1", ...
+    are submodules that return h_l [N, D] for the layers in order, ">features.0" is f_l(x) before, "backbone" returns the
+    network's own logits; "ballots.0", ... return count_l / k [N, C], without a gradient.
 
     backbone: a target or a module; it is copied, always in eval mode, and its parameters do not learn. After training
     the network further, make a new classifier: the references would be compared to other features. layers: names of
@@ -95,6 +95,9 @@ class HiddenKNN(nn.Module):
     Raises: BadInput for layers that the backbone lacks, k larger than the references, labels that are no classes, and
     features that are NaN or infinite.
     """
+
+    access = frozenset({"features", "scores", "decision", "neighbours"})
+    """What a target of it allows."""
 
     labels: Tensor
     contents: Tensor
@@ -142,6 +145,7 @@ class HiddenKNN(nn.Module):
             raise unknown("submodule of the backbone", missing[0], [LOGITS, *(n for n in parts if n)])
         self._taps = tuple(Tap(names[parts[n]] if n in parts else "") for n in self.layers)
         self.features = nn.ModuleList(Feature(metric) for _ in self.layers)
+        self.ballots = nn.ModuleList(nn.Identity() for _ in self.layers)
         self.eval()
 
     def _hold(self, vectors: Sequence[Tensor], labels: Tensor, contents: Tensor, backend: Backend) -> None:
@@ -150,10 +154,10 @@ class HiddenKNN(nn.Module):
         self.register_buffer("contents", contents)
 
     def forward(self, x: Tensor) -> Tensor:
-        features = self._see(x)
-        scores = self.scores(self.count(features))
-        # a step function's gradient: zero, but there; what is differentiated must not look as if it were detached
-        return scores + 0 * torch.stack([h[:, :1] for h in features]).sum(0)
+        counts = self.count(self._see(x))
+        for ballot, count in zip(self.ballots, counts):
+            ballot(count / self.k)
+        return self.scores(counts)
 
     def count(self, features: Sequence[Tensor], without: Tensor | None = None) -> Tensor:
         """How many of the k nearest references are of each class, float [L, N, C], for features h_l [N, D] of each layer.
@@ -244,13 +248,9 @@ class HiddenKNN(nn.Module):
                 Path(folder) / f"{file}.safetensors",
                 save({k: v.detach().cpu().contiguous().clone() for k, v in state.items()}),
             )
-        entry = {**self.source, "weights": "backbone.safetensors", "kind": "knn", "name": name or None}
+        entry = {**self.source, "weights": "backbone.safetensors", "name": name or None}
         said = {"layers": self.layers, "k": self.k, "metric": self.metric, "classes": self.classes}
-        calibrated = isinstance(self, DeepKNN)
-        write_json(
-            Path(folder) / artefact.FILE,
-            {**entry, "knn": {**said, "shape": self.space.shape, "calibrated": calibrated}},
-        )
+        write_json(Path(folder) / artefact.FILE, {**entry, "knn": {**said, "shape": self.space.shape}})
 
     def extra_repr(self) -> str:
         return f"layers={list(self.layers)}, k={self.k}, metric={self.metric!r}, classes={self.classes}"
@@ -344,16 +344,15 @@ def knn_of(model: Any) -> HiddenKNN:
     raise bad("model", type(module).__name__, "a kNN classifier", "Make one with withstand.knn_classifier.")
 
 
-def restore(base: TorchTarget, held: dict[str, Any], folder: Path, name: str | None) -> TorchTarget:
+def restore(base: Any, said: dict[str, Any], state: dict[str, Tensor], name: str | None) -> TorchTarget:
     """What `HiddenKNN.save` wrote, around its backbone."""
-    said = held["knn"]
-    state = read_weights(folder / "knn.safetensors")
-    made = (DeepKNN if said["calibrated"] else HiddenKNN).__new__(DeepKNN if said["calibrated"] else HiddenKNN)
+    kind = DeepKNN if "calibration" in state else HiddenKNN
+    made = kind.__new__(kind)
     nn.Module.__init__(made)
     made._build(base, said["layers"], said["k"], said["metric"], said["classes"], tuple(said["shape"]))
     vectors = [state[f"indexes.{i}.vectors"] for i in range(len(made.layers))]
     made._hold(vectors, state["labels"], state["contents"], "auto")
-    if said["calibrated"]:
+    if kind is DeepKNN:
         made.register_buffer("calibration", state["calibration"])
     for index, kept in zip(made.indexes, vectors):
         cast(Index, index).vectors.data.copy_(kept)  # unit vectors, made unit again, may differ in the last digit

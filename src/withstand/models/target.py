@@ -65,8 +65,10 @@ class TorchTarget:
 
     @property
     def access(self) -> frozenset[str]:
-        """Everything; the training's history only where it was validated and recorded."""
-        known = {"gradients", "features", "scores", "decision"}
+        """Everything, or what the module itself says (`access`); the training's history only where it was validated and
+        recorded."""
+        own = getattr(core(self.model), "access", None)
+        known = own if isinstance(own, frozenset) else frozenset({"gradients", "features", "scores", "decision"})
         return frozenset(known | {"training history"} if self.record is not None and self.record.held else known)
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -124,6 +126,11 @@ class Logits(nn.Module):
 
     def extra_repr(self) -> str:
         return "" if self.outputs == "logits" else f"outputs={self.outputs}"
+
+
+def read_as(module: nn.Module) -> tuple[nn.Module, Outputs]:
+    """What a target is built from again, of a module that one may have been: the bare module, and what it returns."""
+    return (module.model, module.outputs) if isinstance(module, Logits) else (module, "logits")
 
 
 class Normalised(nn.Module):
