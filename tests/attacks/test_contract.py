@@ -8,6 +8,7 @@ from torch import nn
 
 import withstand as ws
 from withstand.errors import BadInput
+from withstand.models import HiddenKNN
 from withstand.registry import entries, from_json, parse, to_json
 
 # Cheaper settings for the tests; an attack that is not named here runs with its defaults.
@@ -39,6 +40,12 @@ FAST["vni"] = "vni(linf(0.1), steps=3, views=(nesterov(), variance(samples=3)), 
 FAST["pgn"] = "pgn(linf(0.1), steps=3, views=(penalised_norm(samples=3),), keep='best', active=True)"
 FAST["vni_si_ti_dim"] = "vni_si_ti_dim(linf(0.1), steps=1, keep='best', active=True)"
 FAST["tpa"] = "tpa(linf(0.1), steps=3, samples=3, keep='best', active=True)"
+FAST |= {
+    "ask": "ask(linf(0.1), steps=4, neighbours=3, restarts=2)",
+    "mean_guide": "mean_guide(linf(0.1), guides=4, steps=10, lr=0.1)",
+    "mean_guide_l2": "mean_guide_l2(guides=4, steps=10, searches=3, lr=0.1)",
+}
+VOTES = [e.name for e in entries("attack") if e.module.startswith("withstand.attacks.neighbours")]
 MIXED = {"admix"}  # what others are in the block is part of the method
 ATTACKS = [e.name for e in entries("attack") if e.module.startswith("withstand.")]
 
@@ -47,8 +54,21 @@ def make(name: str):
     return parse(FAST.get(name, name), kind="attack")
 
 
+@pytest.fixture
+def model(request, network, voting) -> nn.Module:
+    """What the attack `name` is for: a network, or a classifier by nearest neighbours."""
+    chosen = getattr(request.node, "callspec", None)
+    return voting if chosen is not None and chosen.params.get("name") in VOTES else network
+
+
 @pytest.fixture(scope="module")
-def model() -> nn.Module:
+def voting(network: nn.Module) -> nn.Module:
+    x = ws.Rows.count(1, 60).uniform((1, 8, 8), "references", dtype=torch.float64)
+    return HiddenKNN(network, ["4", "5"], x, torch.arange(60) % 5).train()
+
+
+@pytest.fixture(scope="module")
+def network() -> nn.Module:
     torch.manual_seed(0)
     net = nn.Sequential(
         nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.5), nn.Flatten(), nn.Linear(512, 5)
@@ -58,7 +78,7 @@ def model() -> nn.Module:
     return net.train()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def batch(model: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
     x = ws.Rows.count(0, 12).uniform((1, 8, 8), "x", dtype=torch.float64)
     y = model.eval()(x).argmax(1)
@@ -73,6 +93,7 @@ def test_points_are_valid_and_the_model_is_left_alone(name, model, batch):
     attack = make(name)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     modes = [m.training for m in model.modules()]
+    learn = [p.requires_grad for p in model.parameters()]
     untouched = x.clone()
     r = attack.run(model, x, y, seed=1)
     assert r.x_adv.shape == x.shape
@@ -84,7 +105,8 @@ def test_points_are_valid_and_the_model_is_left_alone(name, model, batch):
     assert r.x_adv.max() <= 1
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert [m.training for m in model.modules()] == modes
-    assert all(p.requires_grad and p.grad is None for p in model.parameters())
+    assert [p.requires_grad for p in model.parameters()] == learn
+    assert all(p.grad is None for p in model.parameters())
 
 
 @pytest.mark.parametrize("name", ATTACKS)

@@ -28,8 +28,8 @@ class ASK(Attack):
     neighbours: K; the references are the K nearest to the CLEAN example of every class, in every layer. They are found once
     and never again. Where an attacked example is a reference itself, it is left out of its own. tau: the temperature, one
     or one for each layer. The official code's default is 0.1, its published run has 0.01, and 0.01 is much the stronger
-    with cosines; distances ("l2") want a tau of the size of the gaps between them. kind: "class", or "instance" as in
-    ASK-Def. kappa: weights of the layers; None weighs all alike. random_start: uniform in the threat's set.
+    with cosines; distances ("l2") want a tau of the size of the gaps between them. form: of the loss, "class", or
+    "instance" as in ASK-Def. kappa: weights of the layers; None weighs all alike. random_start: uniform in the set.
 
     Gradients come from the hidden layers, success from the vote.
 
@@ -42,17 +42,19 @@ class ASK(Attack):
     step: float = 0.25
     neighbours: int = 5
     tau: float | tuple[float, ...] = 0.01
-    kind: Kind = "class"
+    form: Kind = "class"
     kappa: tuple[float, ...] | None = None
     random_start: bool = True
     restarts: int = 1
+
+    access = "features"
 
     def __post_init__(self) -> None:
         self._steps()
         if self.neighbours < 1:
             raise bad("neighbours", self.neighbours, "a whole number >= 1")
         for tau in self.tau if isinstance(self.tau, tuple) else (self.tau,):
-            check_settings(tau, "cosine", self.kind)
+            check_settings(tau, "cosine", self.form)
         if self.kappa is not None and (not any(self.kappa) or not all(0 <= k < float("inf") for k in self.kappa)):
             raise bad("kappa", self.kappa, "a weight >= 0 for each layer, not all of them 0")
 
@@ -61,7 +63,7 @@ class ASK(Attack):
         number = len(layers.names)
         tau = layers.each("tau", self.tau if isinstance(self.tau, tuple) else (self.tau,) * number)
         kappa = layers.each("kappa", self.kappa or (1.0,) * number)
-        return super().problem(**{"objective": SoftVotes(layers, self.neighbours, tau, kappa, self.kind), **settings})
+        return super().problem(**{"objective": SoftVotes(layers, self.neighbours, tau, kappa, self.form), **settings})
 
     def search(self, p: Problem) -> Point:
         return self._steps().search(p)

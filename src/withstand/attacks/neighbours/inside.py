@@ -2,7 +2,7 @@
 
 from typing import Any, cast
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from withstand.errors import bad
 from withstand.index import Index
@@ -12,16 +12,14 @@ from withstand.models.neighbours import HiddenKNN, knn_of
 class Layers:
     """Where an attack reads the features that a classifier compares, and the references among them.
 
-    reads: names of the submodules that return h_l [N, D], as the engine finds them, in the order of `names`.
+    names: of the layers. reads: the submodules that return h_l [N, D], in the same order.
     Raises: BadInput for a model without a nearest-neighbour classifier.
     """
 
     def __init__(self, model: Any) -> None:
         self.knn: HiddenKNN = knn_of(model)
-        outer: nn.Module = getattr(model, "module", model)
-        prefix = next(name for name, part in outer.named_modules() if part is self.knn)
         self.names = self.knn.layers
-        self.reads = tuple(f"{prefix}.features.{i}".strip(".") for i in range(len(self.names)))
+        self.reads = tuple(f"features.{i}" for i in range(len(self.names)))
 
     def each(self, argument: str, values: tuple[float, ...]) -> tuple[float, ...]:
         """Values of which there is one for each layer."""

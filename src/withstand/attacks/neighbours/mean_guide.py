@@ -49,6 +49,8 @@ class MeanGuide(Attack):
     step: float = 0.25
     lr: float = 0.01
 
+    access = "features"
+
     def __post_init__(self) -> None:
         needs_fixed_set(self)
         if self.rule == "adam":
@@ -104,6 +106,7 @@ class MeanGuideL2(Attack):
     c: float = 1.0
     lr: float = 0.01
 
+    access = "features"
     nearest = True
 
     def __post_init__(self) -> None:
