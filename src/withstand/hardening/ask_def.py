@@ -4,6 +4,7 @@ import copy
 from dataclasses import fields, replace
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -162,8 +163,8 @@ class Shelf:
 
 
 def _labels(data: Any) -> Tensor:
-    if getattr(data, "labels", None) is not None:
-        return torch.as_tensor(data.labels)
+    if isinstance(known := getattr(data, "labels", None), np.ndarray):
+        return torch.from_numpy(known)
     parts = [data.batch(range(i, min(i + _BLOCK, len(data)))).y for i in range(0, len(data), _BLOCK)]
     if any(p is None for p in parts):
         raise bad("data", f"{data.name}, without labels", "labelled examples")
