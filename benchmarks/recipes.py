@@ -1,15 +1,17 @@
 """What a training step of each recipe costs over the passes that its definition needs, on a ResNet-18-size network.
 
-Every forward pass of the model within a step is counted by its kind: learning (its backward pass reaches the weights),
-attacking (weights frozen, its backward pass ends at the input) and looking (no backward pass). Each kind is timed bare, on
-the same batch, in rounds that alternate with the recipe's own steps. Overhead = step / sum of the bare passes - 1, in
-processor time, which a busy machine disturbs least.
+Every forward pass of the network (and of a helper or teacher of its kind) within a step is counted by its kind: learning
+(its backward pass reaches the weights), attacking (weights frozen, its backward pass ends at the input) and looking (no
+backward pass). Each kind is timed bare, on the same batch, in rounds that alternate with the recipe's own steps. Overhead =
+step / sum of the bare passes - 1, in processor time, which a busy machine disturbs least. Recipes on record are kept, unless
+they are named or --fresh.
 
-    WITHSTAND_DATA=... python benchmarks/recipes.py [--quick] [--recipe NAME]
+    WITHSTAND_DATA=... python benchmarks/recipes.py [--quick] [--fresh] [--recipe NAME]
 """
 
 import argparse
 import copy
+import json
 import statistics
 import time
 import warnings
@@ -25,26 +27,34 @@ from withstand.data.arrays import from_arrays
 from withstand.files import write_json
 from withstand.models.zoo.table import find
 from withstand.random import Rows
-from withstand.registry import entries, parse
+from withstand.registry import entries
 from withstand.training import SGD, Trainer
 from withstand.training.loop import Loop
 
 RESULTS = Path(__file__).parent / "results" / "recipes.json"
 ATTACK = "pgd(linf(8/255), steps=3)"
 NOTES = {
-    "jsigr": "the second backward pass, through the input gradient, is not among what is needed: the overhead holds it"
+    "jsigr": "the second backward pass, through the input gradient, is not among what is needed: the overhead holds it",
+    "rse": "the noise before every convolution is not among what is needed: the overhead holds it",
 }
 NETWORKS = {"nofrost": "nf_resnet18"}
 
 
-def main(out: Path = RESULTS, quick: bool = False, only: str | None = None) -> dict[str, Any]:
-    """Measure every recipe and write `out` after each. quick: a small network and two rounds."""
+def main(out: Path = RESULTS, quick: bool = False, only: str | None = None, fresh: bool = False) -> dict[str, Any]:
+    """Measure the recipes that `out` lacks, or the one that is named, and write `out` after each.
+
+    quick: a small network and two rounds, nothing is read or written.
+    """
     warnings.filterwarnings("ignore")
     found: dict[str, Any] = {"threads": torch.get_num_threads(), "torch": torch.__version__, "recipes": {}}
+    if out.exists() and not fresh and not quick:
+        found["recipes"] = json.loads(out.read_text())["recipes"]
     for entry in entries("recipe"):
-        if entry.load().verb == "harden" and only in (None, entry.name):
-            found["recipes"][entry.name] = measured(entry, quick)
-            print(entry.name, found["recipes"][entry.name], flush=True)
+        if entry.load().verb != "harden" or (entry.name != only if only else entry.name in found["recipes"]):
+            continue
+        found["recipes"][entry.name] = measured(entry, quick)
+        print(entry.name, found["recipes"][entry.name], flush=True)
+        if not quick:
             write_json(out, found)
     return found
 
@@ -53,13 +63,12 @@ def measured(entry: Any, quick: bool) -> dict[str, Any]:
     """One recipe: its passes per step, and its overhead."""
     cls = entry.load()
     names = set(cls.__dataclass_fields__)
-    if "helper" in names:
-        return {"left_out": "it needs a helper model"}
-    settings = [f"attack={ATTACK}"] if "attack" in names else []
-    settings += [f"recipe=pgd_at(attack={ATTACK})"] if "recipe" in names else []
-    recipe = parse(f"{entry.name}({', '.join(settings)})", "recipe")
-    batch, rounds = (8, 2) if quick else (32, 3)
     network = "cifar_resnet20" if quick else NETWORKS.get(entry.name, "resnet18")
+    settings: dict[str, Any] = {"helper": find(network).build(10)} if "helper" in names else {}
+    settings |= {"attack": ATTACK} if "attack" in names else {}
+    settings |= {"recipe": f"pgd_at(attack={ATTACK})"} if "recipe" in names else {}
+    recipe = cls(**settings)
+    batch, rounds = (8, 2) if quick else (32, 3)
     rows = Rows.count(0, batch)
     x, y = rows.uniform((3, 32, 32), "x"), rows.integers((), 0, 10, "y")
     model = find(network).build(10)
@@ -67,8 +76,8 @@ def measured(entry: Any, quick: bool) -> dict[str, Any]:
     data = from_arrays(x.numpy(), y.numpy(), classes=10)
     loop = Loop(trainer, recipe, model, data, None, None, None, 0, None, ())
     part = data.batch(range(batch))
-    passes = counted(loop, part)
-    bare = bare_passes(copy.deepcopy(loop.system.model), x, y)
+    passes = counted(loop, type(model), part)
+    bare = bare_passes(copy.deepcopy(model), x, y)
     times: dict[str, list[float]] = {"step": [], **{kind: [] for kind in bare}}
     for _ in range(rounds):
         times["step"].append(timed(lambda: loop._step(0, [part])))
@@ -87,22 +96,23 @@ def measured(entry: Any, quick: bool) -> dict[str, Any]:
     }
 
 
-def counted(loop: Loop, part: Any) -> Counter[str]:
-    """Examples that pass through the model in a step, by kind."""
+def counted(loop: Loop, network: type[nn.Module], part: Any) -> Counter[str]:
+    """Examples that pass through networks of this kind in a step, by kind of pass."""
     passes: Counter[str] = Counter()
-    weights = list(loop.system.model.parameters())
 
-    def note(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+    def note(module: nn.Module, args: tuple[Tensor, ...]) -> None:
         kind = "looking"
         if torch.is_grad_enabled():
-            kind = "learning" if any(p.requires_grad for p in weights) else "attacking"
+            learns = any(p.requires_grad for p in module.parameters())
+            kind = "learning" if learns else "attacking"
         passes[kind] += len(args[0])
 
-    handle = loop.system.model.register_forward_pre_hook(note)
+    handles = [m.register_forward_pre_hook(note) for m in loop.system.modules() if type(m) is network]
     try:
         loop._step(0, [part])
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
     return passes
 
 
@@ -139,6 +149,7 @@ if __name__ == "__main__":
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--out", type=Path, default=RESULTS)
     options.add_argument("--quick", action="store_true")
+    options.add_argument("--fresh", action="store_true")
     options.add_argument("--recipe", help="this one only")
     given = options.parse_args()
-    main(given.out, given.quick, given.recipe)
+    main(given.out, given.quick, given.recipe, given.fresh)

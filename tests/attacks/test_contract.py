@@ -7,9 +7,10 @@ import torch
 from torch import nn
 
 import withstand as ws
+from withstand.attacks.neighbours.block import KNNBlock
 from withstand.errors import BadInput
-from withstand.models import HiddenKNN
-from withstand.registry import entries, from_json, parse, to_json
+from withstand.models import HiddenKNN, knn_of
+from withstand.registry import entries, from_json, parse, replace, to_json
 
 # Cheaper settings for the tests; an attack that is not named here runs with its defaults.
 FAST = {
@@ -45,26 +46,31 @@ FAST |= {
     "mean_guide": "mean_guide(linf(0.1), guides=4, steps=10, lr=0.1)",
     "mean_guide_l2": "mean_guide_l2(guides=4, steps=10, searches=3, lr=0.1)",
 }
-VOTES = [e.name for e in entries("attack") if e.module.startswith("withstand.attacks.neighbours")]
 MIXED = {"admix"}  # what others are in the block is part of the method
 ATTACKS = [e.name for e in entries("attack") if e.module.startswith("withstand.")]
+VOTES = [e.name for e in entries("attack") if e.module.startswith("withstand.attacks.neighbours.")]
+FAST["origin"] = "origin(linf(0.1), steps=4)"
+LIVE = {"advknn": lambda knn: {"block": KNNBlock(5, knn_of(knn).sizes)}}
+"""What else an attack is given that knows the model that it is for."""
 
 
-def make(name: str):
-    return parse(FAST.get(name, name), kind="attack")
+def make(name: str, model: nn.Module | None = None):
+    attack = parse(FAST.get(name, name), kind="attack")
+    return replace(attack, **LIVE[name](model)) if model is not None and name in LIVE else attack
 
 
 @pytest.fixture
-def model(request, network, voting) -> nn.Module:
-    """What the attack `name` is for: a network, or a classifier by nearest neighbours."""
-    chosen = getattr(request.node, "callspec", None)
-    return voting if chosen is not None and chosen.params.get("name") in VOTES else network
+def model(request, network, votes) -> nn.Module:
+    return (
+        votes if getattr(request.node, "callspec", None) and request.node.callspec.params["name"] in VOTES else network
+    )
 
 
 @pytest.fixture(scope="module")
-def voting(network: nn.Module) -> nn.Module:
-    x = ws.Rows.count(1, 60).uniform((1, 8, 8), "references", dtype=torch.float64)
-    return HiddenKNN(network, ["4", "5"], x, torch.arange(60) % 5).train()
+def votes(network) -> nn.Module:
+    """A kNN classifier on the network's map and logits, for attacks that need one."""
+    x = ws.Rows.count(1, 60).uniform((1, 8, 8), "x", dtype=torch.float64)
+    return HiddenKNN(network, ["4", "logits"], x, torch.arange(60) % 5, k=3).train()
 
 
 @pytest.fixture(scope="module")
@@ -90,10 +96,10 @@ def batch(model: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("name", ATTACKS)
 def test_points_are_valid_and_the_model_is_left_alone(name, model, batch):
     x, y = batch
-    attack = make(name)
+    attack = make(name, model)
+    learning = [p.requires_grad for p in model.parameters()]
     before = {k: v.clone() for k, v in model.state_dict().items()}
     modes = [m.training for m in model.modules()]
-    learn = [p.requires_grad for p in model.parameters()]
     untouched = x.clone()
     r = attack.run(model, x, y, seed=1)
     assert r.x_adv.shape == x.shape
@@ -105,14 +111,14 @@ def test_points_are_valid_and_the_model_is_left_alone(name, model, batch):
     assert r.x_adv.max() <= 1
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert [m.training for m in model.modules()] == modes
-    assert [p.requires_grad for p in model.parameters()] == learn
+    assert [p.requires_grad for p in model.parameters()] == learning
     assert all(p.grad is None for p in model.parameters())
 
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_success_is_what_the_model_says(name, model, batch):
     x, y = batch
-    r = make(name).run(model, x, y, seed=1)
+    r = make(name, model).run(model, x, y, seed=1)
     with torch.no_grad():
         wrong = model.eval()(r.x_adv).argmax(1) != y
     model.train()
@@ -125,7 +131,7 @@ def test_success_is_what_the_model_says(name, model, batch):
 @pytest.mark.parametrize("name", ATTACKS)
 def test_draws_depend_on_seed_and_id_alone(name, model, batch):
     x, y = batch
-    attack = make(name)
+    attack = make(name, model)
     whole = attack.run(model, x, y, seed=5)
     again = attack.run(model, x, y, seed=5)
     assert torch.equal(whole.x_adv, again.x_adv)
@@ -142,9 +148,9 @@ def test_draws_depend_on_seed_and_id_alone(name, model, batch):
 def test_global_generators_are_neither_read_nor_moved(name, model, batch):
     x, y = batch
     torch.manual_seed(0)
-    first = make(name)(model, x, y)
+    first = make(name, model)(model, x, y)
     state = torch.get_rng_state()
-    second = make(name)(model, x, y)
+    second = make(name, model)(model, x, y)
     assert torch.equal(first, second)
     assert torch.equal(state, torch.get_rng_state())
 
@@ -172,7 +178,7 @@ def test_settings_can_be_written_and_read_back(name):
 )
 def test_bad_input_is_refused(name, spoil, said, model, batch):
     with pytest.raises(BadInput, match=said):
-        make(name)(model, *spoil(*batch))
+        make(name, model)(model, *spoil(*batch))
 
 
 def test_nan_logits_are_an_error(batch):

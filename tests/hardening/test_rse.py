@@ -1,5 +1,6 @@
 """Random self-ensembles."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from withstand.cli.main import app
 from withstand.data import load_data
 from withstand.errors import BadInput
 from withstand.hardening.harden import harden
-from withstand.hardening.rse import RSE, Ensemble
+from withstand.hardening.rse import RSE, Ensemble, per_example
 from withstand.hardening.standard import Standard
 from withstand.models import TorchTarget, load_model
 from withstand.random import Rows
@@ -52,8 +53,23 @@ def test_it_is_a_function_until_it_is_asked_for_fresh_noise():
 
 def test_training_noise_differs_between_examples():
     model = Ensemble(plain().eval(), 0.3, 0.2, 4)
-    logits = model.noisy(X[:1].expand(2, -1, -1, -1), Rows.count(0, 2))
+    logits = model.noisy(X[:1].expand(2, -1, -1, -1), per_example(Rows.count(0, 2), 0))
     assert not torch.allclose(logits[0], logits[1])
+
+
+def test_training_noise_is_drawn_per_step_from_the_seed():
+    system, batch, at = ready(RSE(), plain())
+    first, again = RSE().loss(system, batch, at), RSE().loss(system, batch, at)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, RSE().loss(system, batch, replace(at, step=at.step + 1)))
+    assert not torch.equal(first, RSE().loss(system, batch, replace(at, seed=at.seed + 1)))
+    x = batch.x[:1].expand_as(batch.x)
+    seen = []
+    system.model.model.register_forward_hook(lambda module, inputs, out: seen.append(inputs[0]))
+    RSE().loss(system, replace(batch, x=x), at)
+    noise = seen[-1] - x
+    assert not torch.allclose(noise[0], noise[1])
+    assert abs(float(noise.std()) - RSE().first) < 0.1 * RSE().first
 
 
 @pytest.mark.parametrize("wrong", [{"first": -0.1}, {"inner": float("nan")}, {"draws": 0}])

@@ -143,7 +143,7 @@ class HiddenKNN(nn.Module):
         parts = dict(core(self.backbone).named_modules())
         if missing := [n for n in self.layers if n not in parts and n != LOGITS]:
             raise unknown("submodule of the backbone", missing[0], [LOGITS, *(n for n in parts if n)])
-        self._taps = tuple(Tap(names[parts[n]] if n in parts else "") for n in self.layers)
+        self.taps = tuple(Tap(names[parts[n]] if n in parts else "") for n in self.layers)
         self.features = nn.ModuleList(Feature(metric) for _ in self.layers)
         self.ballots = nn.ModuleList(nn.Identity() for _ in self.layers)
         self.eval()
@@ -174,6 +174,11 @@ class HiddenKNN(nn.Module):
     def scores(self, counts: Tensor) -> Tensor:
         """The scores [N, C] that decide, of counts [L, N, C]."""
         return (counts.mean(0) / self.k).clamp_min(_FLOOR).log()
+
+    @property
+    def sizes(self) -> list[int]:
+        """D_l of each layer."""
+        return [cast(Index, index).vectors.shape[1] for index in self.indexes]
 
     def votes(self, x: Tensor, without: Tensor | None = None) -> dict[str, Tensor]:
         """The share of each class among the k nearest references, [N, C] for each layer by name."""
@@ -258,7 +263,7 @@ class HiddenKNN(nn.Module):
     # Inside ----------------------------------------------------------------------------------------------------------
 
     def _see(self, x: Tensor) -> list[Tensor]:
-        return [self.features[i](h) for i, h in enumerate(see(self.backbone, x, *self._taps)[1:])]
+        return [self.features[i](h) for i, h in enumerate(see(self.backbone, x, *self.taps)[1:])]
 
     def _features_of(self, x: Tensor) -> list[Tensor]:
         """h_l of each layer, [N, D], without gradients."""

@@ -14,7 +14,7 @@ from withstand.attacks import PGD
 from withstand.audit.checks.detection import Detection
 from withstand.data.arrays import from_arrays
 from withstand.hardening.harden import harden
-from withstand.hardening.rse import Ensemble
+from withstand.hardening.rse import Ensemble, per_example
 from withstand.hardening.smoothing import certify
 from withstand.models import as_target
 from withstand.protocols import Batch, Context
@@ -218,7 +218,7 @@ def _expectation(
         z = PGD(Linf(eps), steps=50, step=0.1, keep="last", active=False)(seen, x, y, seed=seed)
         each = Rows(derive(seed, "fresh"), torch.arange(len(x)))
         with torch.no_grad():
-            hits = [ensemble.noisy(z, each, step).argmax(1) == y for step in range(s["draws"])]
+            hits = [ensemble.noisy(z, per_example(each, step)).argmax(1) == y for step in range(s["draws"])]
         share = torch.stack(hits).float().mean(0)
         examples = [round(v, 4) for v in share.tolist()]
         rows.append({"arm": f"{name} / {label}", "metric": "accuracy_of_fresh_draws", "examples": examples})

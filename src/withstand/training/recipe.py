@@ -70,9 +70,9 @@ class Step:
         """Log a number of this step; the history shows its mean over the epoch."""
         self.said[name] = torch.as_tensor(value).detach()
 
-    def generator(self, stream: str) -> torch.Generator:
-        """A CPU generator for draws of the whole batch, another one in each step and on each rank."""
-        return torch.Generator().manual_seed(derive(self.seed, stream, self.step, self.rank))
+    def generator(self, stream: str, device: torch.device | str = "cpu") -> torch.Generator:
+        """A generator for draws of the whole batch, another one in each step and on each rank."""
+        return torch.Generator(device).manual_seed(derive(self.seed, stream, self.step, self.rank))
 
     def mean(self, tensors: list[Tensor]) -> list[Tensor]:
         """The tensors averaged over all processes, in place; what every rank must agree on passes through here."""

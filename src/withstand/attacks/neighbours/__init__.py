@@ -1,1 +1,1 @@
-"""Attacks on nearest-neighbour classifiers."""
+"""Attacks on classifiers that vote by nearest neighbours; all need a `withstand.knn_classifier`."""
