@@ -43,7 +43,7 @@ SCALES: dict[str, dict[str, Any]] = {
     "cpu": _DIGITS,
     "gpu": _DIGITS
     | {
-        "data": "cifar10", "network": "resnet18", "layer": "layer4", "eps": 8 / 255, "half": 4 / 255,
+        "data": "cifar10", "network": "resnet18", "layer": "layers.7", "eps": 8 / 255, "half": 4 / 255,
         "undefended": 8 / 255, "large": 0.25, "search": 500, "guides": 75, "epochs": 15, "batch": 128,
         "optimizer": "sgd(0.1)", "schedule": "one_cycle", "augment": "crop_flip(4)", "precision": "bf16-mixed",
         "channels_last": True, "accelerator": "cuda", "device": "cuda", "train": 30_000, "test": 1000, "per_class": 500,
@@ -118,7 +118,7 @@ def measure(scale: str, seed: int, progress: Callable[[str], None]) -> dict[str,
         votes = knn_classifier(model.to(s["device"]), learn, [s["layer"]], per_class=s["per_class"], seed=seed)
         progress(f"{name}: attacks")
         eps = s["undefended" if name == "standard" else "eps"]
-        stands = {"clean": right(votes, x, y)}
+        stands = {"clean": right(votes.module, x, y)}
         for label, attack in attacks(eps, s).items():
             found = attack.run(votes, x, y, seed=derive(seed, "judge"))
             stands[label] = ~found.success
@@ -126,7 +126,7 @@ def measure(scale: str, seed: int, progress: Callable[[str], None]) -> dict[str,
                 transferred = found.x_adv
         stands["worst"] = torch.stack(list(stands.values())).all(0)
         if name == "ask_def":
-            stands["transfer"] = right(votes, transferred, y)
+            stands["transfer"] = right(votes.module, transferred, y)
         stands["large"] = ~_ask(s["large"], 0.01, s).run(votes, x, y, seed=derive(seed, "judge")).success
         rows += [row(f"{name} / {label}", "robust_accuracy", stand) for label, stand in stands.items()]
     return {"rows": rows}

@@ -17,6 +17,8 @@ from withstand.random import Rows
 from withstand.registry import component
 from withstand.threats import Linf, ThreatField
 
+_BLOCK = 32  # examples whose references are held at once
+
 
 @component("attack", "ask", systems=("ask",))
 class ASK(Attack):
@@ -83,21 +85,25 @@ class SoftVotes:
         self, layers: Layers, neighbours: int, tau: Sequence[float], kappa: Sequence[float], kind: str
     ) -> None:
         self.layers, self.neighbours, self.tau, self.kappa, self.kind = layers, neighbours, tau, kappa, kind
-        self.reads = layers.reads
+        self.reads, self.metric = layers.reads, layers.knn.metric  # features of cosines come as unit vectors
+        self.by_mean = kind == "class" and self.metric == "cosine"  # the mean of cosines is the product with the mean
 
     def begin(self, clean: Seen, y: Tensor, rows: Rows) -> dict[str, Tensor]:
         own, state = self.layers.own(clean.input), {}
         for i, (name, read) in enumerate(zip(self.layers.names, self.reads)):
             found = self.layers.knn.nearest(name, clean.features[read], self.neighbours, own)[1]
-            state[read] = self.layers.vectors(i)[found.flatten(1)]
+            if self.by_mean:
+                state[read] = torch.cat([self.layers.vectors(i)[part].mean(2) for part in found.split(_BLOCK)])
+            else:
+                state[read] = self.layers.vectors(i)[found.flatten(1)]
         return state
 
     def __call__(self, seen: Seen, y: Tensor, state: State) -> Tensor:
-        knn = self.layers.knn
-        labels = torch.arange(knn.classes, device=y.device).repeat_interleave(self.neighbours)
+        classes, metric = self.layers.knn.classes, "dot" if self.metric == "cosine" else self.metric
+        each = 1 if self.by_mean else self.neighbours
+        labels = torch.arange(classes, device=y.device).repeat_interleave(each)
         values = [
-            kappa
-            * soft_vote(seen.features[name], y, state[name], labels, knn.classes, tau, knn.metric, self.kind, floor=0)
+            kappa * soft_vote(seen.features[name], y, state[name], labels, classes, tau, metric, self.kind, floor=0)
             for name, tau, kappa in zip(self.reads, self.tau, self.kappa)
         ]
         return torch.stack(values).sum(0)

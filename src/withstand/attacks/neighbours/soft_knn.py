@@ -84,14 +84,14 @@ def soft_vote(
 
 def similarity(h: Tensor, references: Tensor, metric: str) -> Tensor:
     """Cosines, or minus Euclidean distances, of h [N, D] and references [M, D] or [N, M, D]: [N, M], in single precision
-    at least. Zero vectors have cosine 0 with everything."""
+    at least. Zero vectors have cosine 0 with everything. "dot": products as they are."""
     precision = torch.promote_types(h.dtype, torch.float32)
     h, r = h.to(precision), references.to(precision)
     if metric == "l2":
         near = torch.cdist(h if r.dim() == 2 else h[:, None], r, compute_mode="donot_use_mm_for_euclid_dist")
         return -(near if r.dim() == 2 else near[:, 0])
-    h, r = _unit(h), _unit(r)
-    return h @ r.T if r.dim() == 2 else torch.linalg.vecdot(h[:, None], r)
+    h, r = (_unit(h), _unit(r)) if metric == "cosine" else (h, r)
+    return h @ r.T if r.dim() == 2 else torch.bmm(r, h[:, :, None])[:, :, 0]
 
 
 def check_settings(tau: Any, metric: Any, kind: Any) -> None:
@@ -121,7 +121,8 @@ def _classes_of(h: Tensor, y: Tensor, references: Tensor, labels: Tensor, self_f
         raise bad("self_feature", f"shape {list(self_feature.shape)}", f"{list(h.shape)}, that of h")
     if y.shape != (n,) or y.is_floating_point():
         raise bad("y", f"{y.dtype} {list(y.shape)}", f"int64 class indices [{n}]")
-    counts = F.one_hot(labels, classes := int(labels.max()) + 1).sum(-2) if m and int(labels.min()) >= 0 else None
+    classes = int(labels.max()) + 1 if m and int(labels.min()) >= 0 else 0
+    counts = F.one_hot(labels, classes).sum(-2) if classes else None
     if counts is None or classes < 2 or int(counts.min()) < 1:
         got = "none" if counts is None else f"numbers of references per class {counts.tolist()}"
         raise bad("labels", got, "at least one reference of every class from 0 on, and two classes or more")
