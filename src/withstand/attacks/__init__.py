@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from withstand.attacks.gpga import GPGA
     from withstand.attacks.jsma import JSMA
     from withstand.attacks.lbfgs import LBFGS
+    from withstand.attacks.neighbours.ask import ASK
+    from withstand.attacks.neighbours.mean_guide import MeanGuide, MeanGuideL2
     from withstand.attacks.noise import Noise
     from withstand.attacks.opt import OPT
     from withstand.attacks.pgd import PGD
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
 __all__ = [
     "APGD",
     "APGDT",
+    "ASK",
     "Admix",
     "Attack",
     "AttackResult",
@@ -60,6 +63,8 @@ __all__ = [
     "JSMA",
     "LBFGS",
     "MI",
+    "MeanGuide",
+    "MeanGuideL2",
     "NI",
     "Noise",
     "OPT",
