@@ -38,6 +38,7 @@ NOTES = {
     "rse": "the noise before every convolution is not among what is needed: the overhead holds it",
 }
 NETWORKS = {"nofrost": "nf_resnet18"}
+SETTINGS: dict[str, dict[str, Any]] = {"ask_def": {"ask_attack": ATTACK, "per_class": 1}}
 
 
 def main(out: Path = RESULTS, quick: bool = False, only: str | None = None, fresh: bool = False) -> dict[str, Any]:
@@ -67,7 +68,7 @@ def measured(entry: Any, quick: bool) -> dict[str, Any]:
     settings: dict[str, Any] = {"helper": find(network).build(10)} if "helper" in names else {}
     settings |= {"attack": ATTACK} if "attack" in names else {}
     settings |= {"recipe": f"pgd_at(attack={ATTACK})"} if "recipe" in names else {}
-    recipe = cls(**settings)
+    recipe = cls(**settings | SETTINGS.get(entry.name, {}))
     batch, rounds = (8, 2) if quick else (32, 3)
     rows = Rows.count(0, batch)
     x, y = rows.uniform((3, 32, 32), "x"), rows.integers((), 0, 10, "y")

@@ -16,6 +16,7 @@ _HOMES = {
     "Masked": "withstand.threats",
     "load_model": "withstand.models",
     "count_passes": "withstand.models",
+    "knn_classifier": "withstand.models",
     "load_data": "withstand.data",
     "corrupt": "withstand.corruptions",
     "audit": "withstand.audit",
@@ -38,6 +39,7 @@ _MODULES = (
     "hardening",
     "training",
     "models",
+    "index",
     "data",
     "report",
 )
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
         data,
         detection,
         hardening,
+        index,
         metrics,
         models,
         objectives,
@@ -64,7 +67,7 @@ if TYPE_CHECKING:
     from withstand.corruptions import corrupt
     from withstand.data import load_data
     from withstand.hardening.harden import harden
-    from withstand.models import count_passes, load_model
+    from withstand.models import count_passes, knn_classifier, load_model
     from withstand.random import Rows
     from withstand.registry import component, parse
     from withstand.threats import L0, L1, L2, Linf, Masked

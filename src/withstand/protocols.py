@@ -103,7 +103,7 @@ class Dataset(Protocol):
 
 # Models --------------------------------------------------------------------------------------------------------------
 
-Access = Literal["gradients", "features", "scores", "decision", "top_k", "training history"]
+Access = Literal["gradients", "features", "scores", "decision", "top_k", "neighbours", "training history"]
 
 
 @dataclass

@@ -8,8 +8,10 @@ from torch import nn
 
 import withstand as ws
 from tests.attacks import fitted
+from withstand.attacks.neighbours.block import KNNBlock
 from withstand.errors import BadInput
-from withstand.registry import entries, from_json, parse, to_json
+from withstand.models import HiddenKNN, knn_of
+from withstand.registry import entries, from_json, parse, replace, to_json
 
 # Cheaper settings for the tests; an attack that is not named here runs with its defaults.
 FAST = {
@@ -41,16 +43,40 @@ FAST["pgn"] = "pgn(linf(0.1), steps=3, views=(penalised_norm(samples=3),), keep=
 FAST["vni_si_ti_dim"] = "vni_si_ti_dim(linf(0.1), steps=1, keep='best', active=True)"
 FAST["tpa"] = "tpa(linf(0.1), steps=3, samples=3, keep='best', active=True)"
 FAST |= fitted.attacks(classes=5)
+FAST |= {
+    "ask": "ask(linf(0.1), steps=4, neighbours=3, restarts=2)",
+    "mean_guide": "mean_guide(linf(0.1), guides=4, steps=10, lr=0.1)",
+    "mean_guide_l2": "mean_guide_l2(guides=4, steps=10, searches=3, lr=0.1)",
+}
 MIXED = {"admix"}  # what others are in the block is part of the method
 ATTACKS = [e.name for e in entries("attack") if e.module.startswith("withstand.")]
+VOTES = [e.name for e in entries("attack") if e.module.startswith("withstand.attacks.neighbours.")]
+FAST["origin"] = "origin(linf(0.1), steps=4)"
+LIVE = {"advknn": lambda knn: {"block": KNNBlock(5, knn_of(knn).sizes)}}
+"""What else an attack is given that knows the model that it is for."""
 
 
-def make(name: str):
-    return parse(FAST.get(name, name), kind="attack")
+def make(name: str, model: nn.Module | None = None):
+    attack = parse(FAST.get(name, name), kind="attack")
+    return replace(attack, **LIVE[name](model)) if model is not None and name in LIVE else attack
+
+
+@pytest.fixture
+def model(request, network, votes) -> nn.Module:
+    return (
+        votes if getattr(request.node, "callspec", None) and request.node.callspec.params["name"] in VOTES else network
+    )
 
 
 @pytest.fixture(scope="module")
-def model() -> nn.Module:
+def votes(network) -> nn.Module:
+    """A kNN classifier on the network's map and logits, for attacks that need one."""
+    x = ws.Rows.count(1, 60).uniform((1, 8, 8), "x", dtype=torch.float64)
+    return HiddenKNN(network, ["4", "logits"], x, torch.arange(60) % 5, k=3).train()
+
+
+@pytest.fixture(scope="module")
+def network() -> nn.Module:
     torch.manual_seed(0)
     net = nn.Sequential(
         nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.5), nn.Flatten(), nn.Linear(512, 5)
@@ -60,7 +86,7 @@ def model() -> nn.Module:
     return net.train()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def batch(model: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
     x = ws.Rows.count(0, 12).uniform((1, 8, 8), "x", dtype=torch.float64)
     y = model.eval()(x).argmax(1)
@@ -72,7 +98,8 @@ def batch(model: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("name", ATTACKS)
 def test_points_are_valid_and_the_model_is_left_alone(name, model, batch):
     x, y = batch
-    attack = make(name)
+    attack = make(name, model)
+    learning = [p.requires_grad for p in model.parameters()]
     before = {k: v.clone() for k, v in model.state_dict().items()}
     modes = [m.training for m in model.modules()]
     untouched = x.clone()
@@ -86,13 +113,14 @@ def test_points_are_valid_and_the_model_is_left_alone(name, model, batch):
     assert r.x_adv.max() <= 1
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert [m.training for m in model.modules()] == modes
-    assert all(p.requires_grad and p.grad is None for p in model.parameters())
+    assert [p.requires_grad for p in model.parameters()] == learning
+    assert all(p.grad is None for p in model.parameters())
 
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_success_is_what_the_model_says(name, model, batch):
     x, y = batch
-    r = make(name).run(model, x, y, seed=1)
+    r = make(name, model).run(model, x, y, seed=1)
     with torch.no_grad():
         wrong = model.eval()(r.x_adv).argmax(1) != y
     model.train()
@@ -105,7 +133,7 @@ def test_success_is_what_the_model_says(name, model, batch):
 @pytest.mark.parametrize("name", ATTACKS)
 def test_draws_depend_on_seed_and_id_alone(name, model, batch):
     x, y = batch
-    attack = make(name)
+    attack = make(name, model)
     whole = attack.run(model, x, y, seed=5)
     again = attack.run(model, x, y, seed=5)
     assert torch.equal(whole.x_adv, again.x_adv)
@@ -122,9 +150,9 @@ def test_draws_depend_on_seed_and_id_alone(name, model, batch):
 def test_global_generators_are_neither_read_nor_moved(name, model, batch):
     x, y = batch
     torch.manual_seed(0)
-    first = make(name)(model, x, y)
+    first = make(name, model)(model, x, y)
     state = torch.get_rng_state()
-    second = make(name)(model, x, y)
+    second = make(name, model)(model, x, y)
     assert torch.equal(first, second)
     assert torch.equal(state, torch.get_rng_state())
 
@@ -152,7 +180,7 @@ def test_settings_can_be_written_and_read_back(name):
 )
 def test_bad_input_is_refused(name, spoil, said, model, batch):
     with pytest.raises(BadInput, match=said):
-        make(name)(model, *spoil(*batch))
+        make(name, model)(model, *spoil(*batch))
 
 
 def test_nan_logits_are_an_error(batch):

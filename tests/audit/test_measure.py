@@ -3,9 +3,11 @@ import torch
 
 from tests.attacks import fitted
 from withstand.attacks import GPGA
+from withstand.attacks.neighbours.block import KNNBlock
 from withstand.audit.measure import attack_passes, predict, threat_text
+from withstand.models import knn_classifier, knn_of
 from withstand.protocols import Context, Space
-from withstand.registry import entries, parse
+from withstand.registry import entries, parse, replace
 from withstand.threats import Linf
 
 QUICK = {
@@ -26,16 +28,22 @@ QUICK = {
     "zoo": "zoo(queries=300, searches=2, coordinates=8)",
     "noise": "noise(linf(0.1), samples=5)",
     **fitted.attacks(classes=10),
+    "mean_guide": "mean_guide(linf(0.1), guides=10, steps=20)",
+    "mean_guide_l2": "mean_guide_l2(guides=10, steps=20, searches=3)",
 }
 ATTACKS = [e.name for e in entries("attack") if e.module.startswith("withstand.attacks")]
+VOTES = [e.name for e in entries("attack") if e.module.startswith("withstand.attacks.neighbours.")]
+LIVE = {"advknn": lambda knn: {"block": KNNBlock(10, knn_of(knn).sizes)}}
+"""What else an attack is given that knows the model that it is for."""
 
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_no_attack_costs_more_than_its_estimate(name, hardened, digits):
-    attack = parse(QUICK.get(name, name), "attack")
-    result = attack.run(hardened, digits.x[:16], digits.y[:16])
+    model = knn_classifier(hardened, (digits.x[50:], digits.y[50:]), ["7"]) if name in VOTES else hardened
+    attack = replace(parse(QUICK.get(name, name), "attack"), **(LIVE[name](model) if name in LIVE else {}))
+    result = attack.run(model, digits.x[:16], digits.y[:16])
     spent = (result.forwards + result.backwards).max() / 2
-    assert 0 < spent <= attack_passes(attack, hardened)
+    assert 0 < spent <= attack_passes(attack, model)
 
 
 def test_the_passes_of_a_guide_are_in_the_estimate(hardened, plain, digits):

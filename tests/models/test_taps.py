@@ -6,6 +6,7 @@ from torch import nn
 from withstand.errors import BadInput
 from withstand.models import Normalised
 from withstand.models.taps import Tap, blocks, last_map, penultimate, see, stages, vectors
+from withstand.models.target import Logits
 from withstand.models.zoo.table import find
 
 
@@ -152,3 +153,11 @@ def test_blocks_of_timm_models(name):
     found = blocks(model, torch.rand(2, 3, 32, 32))
     expected = {"resnet10t": ("layer1", "layer2", "layer3", "layer4")}
     assert found == expected.get(name, ("patch_embed", "blocks", "norm"))
+
+
+def test_layers_are_named_as_the_architecture_names_them_whatever_stands_around_it():
+    wrapped, x = Logits(Normalised(net(), (0.5,), (0.5,))), torch.ones(2, 1, 8, 8)
+    for find_tap in (penultimate, last_map):
+        assert find_tap(wrapped, x, "0") == find_tap(wrapped, x, "model.model.0") == Tap("model.model.0")
+        with pytest.raises(BadInput, match="submodule"):
+            find_tap(wrapped, x, "nowhere")

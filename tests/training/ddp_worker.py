@@ -25,10 +25,13 @@ RECIPES = {
     "sam": SAM(BASE, rho=0.1),
     "advprop": parse(f"advprop(attack={ATTACK})", "recipe"),
     "dial": parse(f"dial(attack={ATTACK})", "recipe"),
+    "ask_def": parse(f"ask_def(attack={ATTACK}, ask_attack={ATTACK}, per_class=3)", "recipe"),
     "faat": parse(f"faat(attack={ATTACK}, discriminator=mlp)", "recipe"),
 }
-RUNS = [(name, sync) for name in RECIPES for sync in (False, True) if sync or name not in ("advprop", "dial")]
-"""Each recipe without and with batch norm, which is synchronised; two have batch norm of their own: branches, a head."""
+APART = {False: ("advprop", "dial"), True: ("ask_def",)}
+RUNS = [(name, sync) for name in RECIPES for sync in (False, True) if name not in APART[sync]]
+"""Each recipe without and with batch norm, which is synchronised; two have batch norm of their own: branches, a head. In one
+every process passes the same references on, so that the variance of a batch is estimated from fewer different examples."""
 
 
 SHARDED = {

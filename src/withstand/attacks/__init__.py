@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from withstand.attacks.gpga import GPGA
     from withstand.attacks.jsma import JSMA
     from withstand.attacks.lbfgs import LBFGS
+    from withstand.attacks.neighbours.ask import ASK
+    from withstand.attacks.neighbours.mean_guide import MeanGuide, MeanGuideL2
     from withstand.attacks.noise import Noise
     from withstand.attacks.opt import OPT
     from withstand.attacks.pgd import PGD
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
 __all__ = [
     "APGD",
     "APGDT",
+    "ASK",
     "Admix",
     "Attack",
     "AttackResult",
@@ -62,6 +65,8 @@ __all__ = [
     "JSMA",
     "LBFGS",
     "MI",
+    "MeanGuide",
+    "MeanGuideL2",
     "NI",
     "Noise",
     "OPT",

@@ -13,7 +13,8 @@ from withstand.registry import component
 from withstand.threats import Linf, ThreatField, per_row
 
 
-def _start(value: Any) -> bool | float:
+def start_of(value: Any) -> bool | float:
+    """A start that `Problem.start` takes. Raises: BadInput for anything else."""
     if isinstance(value, bool) or (isinstance(value, float) and 0 < value < math.inf):
         return value
     allowed = "True, False, or a standard deviation > 0 written as a decimal number"
@@ -42,7 +43,7 @@ class PGD(Attack):
     threat: ThreatField = Linf(8 / 255)
     steps: int = 10
     step: float | None = None
-    random_start: Annotated[bool | float, PlainValidator(_start)] = True
+    random_start: Annotated[bool | float, PlainValidator(start_of)] = True
     restarts: int = 1
     objective: ObjectiveField = CrossEntropy()
     views: tuple[Any, ...] = ()

@@ -12,6 +12,10 @@ _HOMES = {
     "logits_of": "withstand.models.target",
     "frozen": "withstand.models.state",
     "count_passes": "withstand.models.counting",
+    "HiddenKNN": "withstand.models.neighbours",
+    "DeepKNN": "withstand.models.neighbours",
+    "knn_classifier": "withstand.models.neighbours",
+    "knn_of": "withstand.models.neighbours",
     "check_compatible": "withstand.models.compatible",
     "read_weights": "withstand.models.weights",
     "load_weights": "withstand.models.weights",
@@ -48,6 +52,10 @@ if TYPE_CHECKING:
     from withstand.models.layers import reverse_gradient as reverse_gradient
     from withstand.models.layers import route as route
     from withstand.models.load import load_model as load_model
+    from withstand.models.neighbours import DeepKNN as DeepKNN
+    from withstand.models.neighbours import HiddenKNN as HiddenKNN
+    from withstand.models.neighbours import knn_classifier as knn_classifier
+    from withstand.models.neighbours import knn_of as knn_of
     from withstand.models.onnx import OnnxTarget as OnnxTarget
     from withstand.models.state import frozen as frozen
     from withstand.models.target import Logits as Logits

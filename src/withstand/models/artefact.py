@@ -76,6 +76,12 @@ def load(folder: str, name: str | None = None) -> Target:
         target: Target = TorchTarget(module, base.name, space, notes=base.notes)
     else:
         target = load_model(spec, weights, name=name, **given)
+        if "knn" in held:
+            from withstand.models.neighbours import restore
+
+            state = read_weights(path.parent / "knn.safetensors")
+            with _damaged(path):
+                target = restore(target, held["knn"], state, name)
     target.record = TrainingRecord.read(path.parent)  # type: ignore[attr-defined]
     return target
 

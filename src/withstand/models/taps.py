@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from withstand.errors import bad, unknown
 from withstand.models.state import frozen
+from withstand.models.target import core
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,7 @@ def penultimate(model: nn.Module, x: Tensor, name: str | None = None) -> Tap:
     Raises: BadInput where there is no such layer.
     """
     if name is not None:
-        submodule(model, name)
-        return Tap(name)
+        return Tap(within(model, name))
     return Tap(_name_of(model, head(model, x)), "input")
 
 
@@ -61,7 +61,7 @@ def last_map(model: nn.Module, x: Tensor, name: str | None = None) -> Tap:
     Maps of a single pixel are taken for pooled. An activation that is no module is not seen: in networks that end in a
     functional ReLU, the map is what goes into it. Raises: BadInput where no submodule returns such a map.
     """
-    tap = Tap(name) if name is not None else None
+    tap = Tap(within(model, name)) if name is not None else None
     if tap is None:
         last, maps = head(model, x), list[str]()
         done: list[bool] = []
@@ -169,6 +169,13 @@ def submodule(model: nn.Module, name: str) -> nn.Module:
     if name not in parts:
         raise unknown("submodule of the model", name, (n for n in parts if n))
     return parts[name]
+
+
+def within(model: nn.Module, name: str) -> str:
+    """The name that a module has for a part which the architecture inside its wrappers calls `name`; its own names are
+    taken as they are. Raises: BadInput with the nearest names."""
+    inside = dict(core(model).named_modules())
+    return _name_of(model, inside[name] if name in inside else submodule(model, name))
 
 
 def _name_of(model: nn.Module, part: nn.Module) -> str:

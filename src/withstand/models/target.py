@@ -65,8 +65,10 @@ class TorchTarget:
 
     @property
     def access(self) -> frozenset[str]:
-        """Everything; the training's history only where it was validated and recorded."""
-        known = {"gradients", "features", "scores", "decision"}
+        """Everything, or what the module itself says (`access`); the training's history only where it was validated and
+        recorded."""
+        own = getattr(core(self.model), "access", None)
+        known = own if isinstance(own, frozenset) else frozenset({"gradients", "features", "scores", "decision"})
         return frozenset(known | {"training history"} if self.record is not None and self.record.held else known)
 
     def __call__(self, x: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from withstand.errors import BadInput, bad
 
@@ -49,7 +50,7 @@ def load_weights(module: nn.Module, state: Mapping[str, Tensor], what: str = "we
     shapes = [
         f"{k} is {list(state[k].shape)}, the model's is {list(own[k].shape)}"
         for k in state
-        if k in own and state[k].shape != own[k].shape
+        if k in own and not is_lazy(own[k]) and state[k].shape != own[k].shape
     ]
     problems = [
         f"{len(keys)} {kind}: {', '.join(keys[:5])}{', ...' if len(keys) > 5 else ''}"

@@ -2,13 +2,14 @@
 
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from withstand.errors import bad
+from withstand.models.target import core
 from withstand.protocols import Seen
 
 MASKED = (
@@ -22,7 +23,7 @@ def see(
     model: Callable[[Tensor], Any], points: Tensor, features: Sequence[str] = (), precision: torch.dtype | None = None
 ) -> Seen:
     """One forward pass: logits in at least single precision, and the outputs of the submodules named in `features`; of
-    those written ">name", what goes into them."""
+    those written ">name", what goes into them. Names are those of the module, or of the architecture inside its wrappers."""
     found: dict[str, Tensor] = {}
     if features or precision is not None:
         with ExitStack() as stack:
@@ -82,10 +83,9 @@ def _tap(model: Any, name: str, into: dict[str, Tensor]) -> Any:
     module = getattr(model, "module", model)
     if not isinstance(module, nn.Module):
         raise bad("model", type(model).__name__, f"a torch module, since the objective reads the submodule {name!r}")
-    try:
-        part = module.get_submodule(name.removeprefix(">"))
-    except AttributeError:
-        raise bad("objective", f"reads {name!r}", "the name of a submodule of the model") from None
+    part = _part(module, name.removeprefix(">"))
+    if part is None:
+        raise bad("objective", f"reads {name!r}", "the name of a submodule of the model")
 
     def keep(_module: nn.Module, _args: Any, output: Tensor) -> None:
         into[name] = output
@@ -96,3 +96,11 @@ def _tap(model: Any, name: str, into: dict[str, Tensor]) -> Any:
     if name.startswith(">"):
         return part.register_forward_pre_hook(before, with_kwargs=True)
     return part.register_forward_hook(keep)
+
+
+def _part(module: nn.Module, name: str) -> nn.Module | None:
+    """A submodule by its name in the module, or else in the architecture that the wrappers stand around."""
+    for whole in (module, core(module)):
+        with suppress(AttributeError):
+            return whole.get_submodule(name)
+    return None
