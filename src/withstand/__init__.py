@@ -20,6 +20,7 @@ _HOMES = {
     "corrupt": "withstand.corruptions",
     "audit": "withstand.audit",
     "transfer": "withstand.audit.transfer",
+    "fit_attack": "withstand.attacks.fit",
     "harden": "withstand.hardening.harden",
     "Trainer": "withstand.training",
     "Scorecard": "withstand.audit",
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
         threats,
         training,
     )
+    from withstand.attacks.fit import fit_attack
     from withstand.audit import Scorecard, audit
     from withstand.audit.transfer import transfer
     from withstand.corruptions import corrupt

@@ -36,10 +36,12 @@ def images(n: int = 24) -> Any:
 
 
 def recipes() -> dict[str, Any]:
-    """Every registered recipe with a small attack, by name."""
+    """Every registered recipe of `harden` with a small attack, by name."""
     made = {}
     for entry in entries("recipe"):
         cls = entry.load()
+        if cls.verb != "harden":
+            continue
         fields = {f.name for f in cls.__dataclass_fields__.values()}
         settings: dict[str, Any] = {"attack": ATTACK} if "attack" in fields else {}
         settings |= {"recipe": f"pgd_at(attack={ATTACK})"} if "recipe" in fields else {}

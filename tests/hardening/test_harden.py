@@ -12,9 +12,10 @@ from tests.training.conftest import same
 from withstand.attacks import PGD
 from withstand.cli.main import app
 from withstand.errors import BadInput
-from withstand.hardening.harden import judge_of, split
+from withstand.hardening.harden import judge_of
 from withstand.hardening.pgd_at import PGDAT
 from withstand.hardening.standard import Standard
+from withstand.training.materials import split
 
 QUICK = {"epochs": 2, "batch": 8, "optimizer": "sgd(0.05)", "schedule": "cosine"}
 RECIPE = "pgd_at(attack=pgd(linf(0.1), steps=2))"

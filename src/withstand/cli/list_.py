@@ -55,10 +55,17 @@ def _rows(what: str) -> list[dict[str, Any]]:
         return [{"name": name, "summary": summary, "extra": extra} for name, summary, extra in (*SOURCES, *zoo)]
     from withstand.registry import entries
 
-    return [
+    rows = [
         {"name": e.name, "summary": e.summary, "systems": list(e.systems), "extra": e.extra, "module": e.module}
         for e in entries(what.removesuffix("s"))
     ]
+    if what == "recipes":  # what an attack has to train first lives with the attacks
+        rows = [{"name": r["name"], "verb": _verb(str(r["module"]))} | r for r in rows]
+    return rows
+
+
+def _verb(module: str) -> str:
+    return "fit-attack" if module.startswith("withstand.attacks.") else "harden"
 
 
 def _plain(value: Any) -> str:

@@ -5,7 +5,7 @@ import sys
 import typer
 
 import withstand
-from withstand.cli import attack, audit, compare, demo, harden, list_, report, reproduce, transfer
+from withstand.cli import attack, audit, compare, demo, fit_attack, harden, list_, report, reproduce, transfer
 from withstand.cli.console import say
 from withstand.errors import NotMet, WithstandError
 
@@ -18,8 +18,8 @@ app = typer.Typer(
     rich_markup_mode=None,  # drawing boxes would take longer than all the rest of --help
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (audit, demo, attack, transfer, harden, compare, report, list_, reproduce):
-    app.command(verb.__name__.rpartition(".")[2].strip("_"))(verb.run)
+for verb in (audit, demo, attack, fit_attack, transfer, harden, compare, report, list_, reproduce):
+    app.command(verb.__name__.rpartition(".")[2].strip("_").replace("_", "-"))(verb.run)
 
 
 def _version(asked: bool) -> None:

@@ -58,6 +58,28 @@ def load_models(
     return models, loaded
 
 
+def load_to_train(
+    model: str,
+    data: Any,
+    scratch: bool,
+    weights: str | None,
+    mean: str | None,
+    std: str | None,
+    classes: int | None,
+    allow_pickle: bool,
+) -> Any:
+    """The model that a training begins with: loaded, or with fresh weights, as networks of the zoo are that get none."""
+    from withstand.training.materials import untrained_or_loaded
+
+    if scratch and weights is not None:
+        raise bad("--scratch", f"with --weights {weights}", "one of the two")
+    _, spec = split_name(model)
+    if weights is None and (scratch or spec.startswith("zoo:")):
+        return untrained_or_loaded(spec, True, data)
+    loaded, _ = load_models([model], [weights] if weights else None, mean, std, None, allow_pickle, None, classes)
+    return next(iter(loaded.values()))
+
+
 def load_sample(
     data: str,
     split: str = "test",

@@ -21,6 +21,13 @@ def drawn() -> Iterator[Any]:
         yield lambda moment: live.update(_table(moment))
 
 
+def outcome(history: list[dict[str, Any]], best: int | None) -> str:
+    """The last epoch and the best, as a table."""
+    from withstand.cli.console import table
+
+    return table([_line(row, best) for row in history if row["epoch"] in (best, len(history))])
+
+
 def _table(moment: Any) -> Any:
     from rich.table import Table
 
@@ -49,3 +56,14 @@ def _time(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _line(row: dict[str, Any], best: int | None) -> dict[str, str]:
+    """A row of the history as texts."""
+    texts = {"epoch": f"{row['epoch']}{' (best)' if row['epoch'] == best else ''}"}
+    for key, value in row.items():
+        if key in ("accuracy", "robust_accuracy"):
+            texts[key.replace("_", " ")] = f"{value:.1%}"
+        elif key not in ("epoch", "step", "lr"):
+            texts[key.replace("_", " ")] = f"{value:.4g}"
+    return texts

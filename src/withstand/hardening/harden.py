@@ -4,22 +4,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import nn
 
 from withstand.attacks import PGD
-from withstand.data import as_dataset, load_data
-from withstand.data.images import stratified
 from withstand.errors import bad
-from withstand.files import write_json
-from withstand.models import as_target, check_compatible, load_model
-from withstand.models.artefact import describe
+from withstand.models import check_compatible
+from withstand.models.artefact import keep_model
 from withstand.models.record import TrainingRecord
-from withstand.models.target import Logits, TorchTarget
+from withstand.models.target import TorchTarget, read_as
 from withstand.protocols import Dataset, Target
-from withstand.random import derive
 from withstand.registry import coerce
 from withstand.threats import Threat
+from withstand.training.materials import materials, split
 from withstand.training.trainer import Fitted, Moment, Trainer
 
 
@@ -31,10 +27,8 @@ class Hardened(TorchTarget):
     """
 
     def __init__(self, module: nn.Module, before: Target, name: str, fitted: Fitted, record: TrainingRecord) -> None:
-        reads = isinstance(module, Logits)
-        super().__init__(
-            module.model if reads else module, name, before.space, outputs=module.outputs if reads else "logits"
-        )
+        shipped, outputs = read_as(module)
+        super().__init__(shipped, name, before.space, outputs=outputs)
         self.before, self.fitted, self.record = before, fitted, record
 
     @property
@@ -78,58 +72,29 @@ def harden(
         Diverged: the loss is no number any more. Unavailable: a full disk or too little memory.
     """
     recipe = coerce("recipe")(recipe)
-    examples = load_data(data, split="train") if isinstance(data, str) else as_dataset(data)
-    target = untrained_or_loaded(model, scratch, examples) if isinstance(model, str) else as_target(model)
-    if target.module is None:
-        raise bad("model", target.name, "a torch model", "What only answers queries cannot be trained.")
-    space = check_compatible(target, examples)
+    if recipe.verb != "harden":
+        raise bad("recipe", recipe.component_name, f"a recipe of harden; this one belongs to {recipe.verb}")
+    target, module, examples = materials(model, data, scratch)
+    space = check_compatible(target, examples, recipe.labelled)
     if trainer is not None and settings:
         raise bad("settings", ", ".join(settings), "none beside trainer=", "Put them into the trainer.")
     trainer = trainer or Trainer(**settings)
     learned, held = split(examples, validation, seed)
     judge = judge_of(judge, recipe)
-    fitted = trainer.fit(recipe, target.module, learned, held, judge, out, seed, progress, loggers)
+    fitted = trainer.fit(recipe, module, learned, held, judge, out, seed, progress, loggers)
     record = TrainingRecord(
         fitted.history, repr(recipe), "" if judge is None else repr(judge), len(learned), len(held or ())
     )
     after = Hardened(fitted.model, target, name or f"{target.name} + {recipe.component_name}", fitted, record)
     if out is not None and fitted.rank == 0:
-        entry = describe(target, space)
-        if entry is not None:
-            best = "last" if fitted.best_epoch is None else "best"
-            entry |= {"name": after.name, "weights": f"{best}.safetensors"}
-            if ships_around(recipe):
-                entry |= {"wraps": repr(recipe), "shape": space.shape}
-            write_json(Path(out) / "artefact.json", entry)
+        best = "last" if fitted.best_epoch is None else "best"
+        keep_model(out, target, space, after.name, f"{best}.safetensors", recipe if ships_around(recipe) else None)
     return after
 
 
 def ships_around(recipe: Any) -> bool:
     """Whether a recipe, or one that it wraps, ships another architecture than it was given."""
     return getattr(recipe, "wraps", False) or (hasattr(recipe, "recipe") and ships_around(recipe.recipe))
-
-
-def untrained_or_loaded(spec: str, scratch: bool, data: Dataset) -> Target:
-    """The model of a text: with fresh weights for as many classes as the data has, or with those that it comes with."""
-    if spec.startswith("zoo:") or scratch:
-        options: dict[str, Any] = {} if ".py" in spec else {"pretrained": False}
-        return load_model(spec, classes=len(data.classes) or None, **options)
-    return load_model(spec)
-
-
-def split(data: Dataset, validation: Dataset | float | None, seed: int) -> tuple[Dataset, Dataset | None]:
-    """The examples to learn from, and those that are held out."""
-    if validation is None or validation == 0:
-        return data, None
-    if not isinstance(validation, (int, float)):
-        return data, as_dataset(validation)
-    if not 0 < validation < 1:
-        raise bad("validation", validation, "a share of the examples between 0 and 1, a data set, or None")
-    if not hasattr(data, "subset"):
-        raise bad("validation", validation, "a data set, for data that cannot be split", "Or None.")
-    order = stratified(getattr(data, "labels", None), len(data), derive(seed, "validation split") & 0x7FFFFFFF)
-    count = max(1, round(validation * len(data)))
-    return data.subset(np.sort(order[count:])), data.subset(np.sort(order[:count]))  # type: ignore[attr-defined]
 
 
 def judge_of(judge: Any, recipe: Any) -> Any:

@@ -126,6 +126,11 @@ class Logits(nn.Module):
         return "" if self.outputs == "logits" else f"outputs={self.outputs}"
 
 
+def read_as(module: nn.Module) -> tuple[nn.Module, Outputs]:
+    """What a target is built from again, of a module that one may have been: the bare module, and what it returns."""
+    return (module.model, module.outputs) if isinstance(module, Logits) else (module, "logits")
+
+
 class Normalised(nn.Module):
     """(x - mean) / std per channel in front of a model, so that attacks see images in [0, 1].
 

@@ -101,6 +101,15 @@ class Recipe:
     (and before every validation, on a copy) `finish`. Nothing that changes may live in the recipe: it belongs in the system.
     """
 
+    verb: ClassVar[str] = "harden"
+    """The command that runs it: "harden", or "fit-attack" for what an attack has to train first."""
+    ships: ClassVar[str] = "model"
+    """What `finish` returns: a "model" of the given architecture, or a part that `deploy` builds from nothing but the
+    recipe and the space, named by a word such as "generator"; parts are not validated."""
+    labelled: ClassVar[bool] = True
+    """Whether the examples' labels are used, which the model must then share."""
+    defaults: ClassVar[Mapping[str, Any]] = {}
+    """Settings of the trainer that its paper took, by name; `fit_attack` takes them where nothing else is said."""
     wraps: ClassVar[bool] = False
     """Whether what is shipped is not of the given architecture but what `deploy` builds around it."""
     shards: ClassVar[bool] = True
@@ -126,13 +135,14 @@ class Recipe:
         """The updates of one step, in order. What stands after a `yield` runs when its update has been made."""
         yield Update(lambda: self.loss(system, batch, step))
 
-    def deploy(self, model: nn.Module, space: Space) -> nn.Module:
+    def deploy(self, model: Any, space: Space) -> nn.Module:
         """What is shipped, around a model of the given architecture (which it may take apart), for trained weights to be
-        loaded into: this is how `artefact:FOLDER` finds its way back. space: of the inputs and classes.
+        loaded into: this is how `artefact:FOLDER` finds its way back. space: of the inputs and classes. A recipe that ships
+        a part gets None for the model.
 
         Raises: BadInput for a recipe that ships something else and does not say what.
         """
-        if self.wraps:
+        if self.wraps or model is None:
             mend = "Define deploy(model, space), which builds what finish() returns."
             raise bad("recipe", repr(self), "one that tells how what it ships is built", mend)
         return model
