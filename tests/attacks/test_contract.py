@@ -49,7 +49,11 @@ FAST |= {
     "mean_guide_l2": "mean_guide_l2(guides=4, steps=10, searches=3, lr=0.1)",
 }
 MIXED = {"admix"}  # what others are in the block is part of the method
-ATTACKS = [e.name for e in entries("attack") if e.module.startswith("withstand.")]
+ATTACKS = [
+    e.name
+    for e in entries("attack")
+    if e.module.startswith("withstand.") and e.load().access != "top_k"  # those: tests/attacks/retrieval
+]
 VOTES = [e.name for e in entries("attack") if e.module.startswith("withstand.attacks.neighbours.")]
 FAST["origin"] = "origin(linf(0.1), steps=4)"
 LIVE = {"advknn": lambda knn: {"block": KNNBlock(5, knn_of(knn).sizes)}}

@@ -21,6 +21,9 @@ _HOMES = {
     "load_weights": "withstand.models.weights",
     "OnnxTarget": "withstand.models.onnx",
     "HttpTarget": "withstand.models.endpoint",
+    "HttpRetriever": "withstand.models.retrieval",
+    "ImageIndex": "withstand.models.retrieval",
+    "RetrievalTarget": "withstand.models.retrieval",
     "BranchNorm": "withstand.models.layers.branch_norm",
     "add_branches": "withstand.models.layers.branch_norm",
     "keep_branch": "withstand.models.layers.branch_norm",
@@ -57,6 +60,9 @@ if TYPE_CHECKING:
     from withstand.models.neighbours import knn_classifier as knn_classifier
     from withstand.models.neighbours import knn_of as knn_of
     from withstand.models.onnx import OnnxTarget as OnnxTarget
+    from withstand.models.retrieval import HttpRetriever as HttpRetriever
+    from withstand.models.retrieval import ImageIndex as ImageIndex
+    from withstand.models.retrieval import RetrievalTarget as RetrievalTarget
     from withstand.models.state import frozen as frozen
     from withstand.models.target import Logits as Logits
     from withstand.models.target import Normalised as Normalised
