@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from withstand.attacks.pgd import PGD
     from withstand.attacks.sign_opt import SignOPT
     from withstand.attacks.square import Square
+    from withstand.attacks.transfer.logit_std import LogitStd
     from withstand.attacks.transfer.named import (
         DI,
         MI,
@@ -59,6 +60,7 @@ __all__ = [
     "GPGA",
     "JSMA",
     "LBFGS",
+    "LogitStd",
     "MI",
     "NI",
     "Noise",
