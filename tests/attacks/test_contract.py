@@ -47,6 +47,8 @@ FAST["vmi"] = "vmi(linf(0.1), steps=3, views=(variance(samples=3),), keep='best'
 FAST["vni"] = "vni(linf(0.1), steps=3, views=(nesterov(), variance(samples=3)), keep='best', active=True)"
 FAST["pgn"] = "pgn(linf(0.1), steps=3, views=(penalised_norm(samples=3),), keep='best', active=True)"
 FAST["vni_si_ti_dim"] = "vni_si_ti_dim(linf(0.1), steps=1, keep='best', active=True)"
+FAST["bsr"] = "bsr(linf(0.1), steps=3, views=(block_shuffle(copies=2),), keep='best', active=True)"
+FAST["rap"] = "rap(linf(0.1), steps=3, views=(worst_neighbour(steps=2, after=1),), keep='best', active=True)"
 FAST["tpa"] = "tpa(linf(0.1), steps=3, samples=3, keep='best', active=True)"
 MIXED = {"admix"}  # what others are in the block is part of the method
 ATTACKS = [e.name for e in entries("attack") if e.module.startswith("withstand.")]

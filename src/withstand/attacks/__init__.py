@@ -26,10 +26,12 @@ if TYPE_CHECKING:
     from withstand.attacks.square import Square
     from withstand.attacks.transfer.logit_std import LogitStd
     from withstand.attacks.transfer.named import (
+        BSR,
         DI,
         MI,
         NI,
         PGN,
+        RAP,
         SI,
         SINITIDIM,
         SSA,
@@ -50,6 +52,7 @@ __all__ = [
     "Attack",
     "AttackResult",
     "AutoAttack",
+    "BSR",
     "Boundary",
     "CarliniWagner",
     "DI",
@@ -68,6 +71,7 @@ __all__ = [
     "PGD",
     "PGN",
     "Problem",
+    "RAP",
     "SI",
     "SINITIDIM",
     "SSA",
