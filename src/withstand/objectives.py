@@ -100,6 +100,14 @@ class Margin(_Untargeted):
         return (best_other(seen.logits, y) - at(seen.logits, y)).clamp_max(self.kappa)
 
 
+@component("objective", "label_logit", systems=("dra",))
+class LabelLogit(_Untargeted):
+    """Negated logit of the label: -z_y."""
+
+    def __call__(self, seen: Seen, y: Tensor, state: State) -> Tensor:
+        return -at(seen.logits, y)
+
+
 @component("objective", "dlr")
 class DLR(_Untargeted):
     """Difference of logits ratio: -(z_y - max_{i != y} z_i) / (z_(1) - z_(3)); needs three classes.
@@ -209,6 +217,21 @@ class TargetedDifference(_Targeted):
 
     def __call__(self, seen: Seen, y: Tensor, state: State) -> Tensor:
         return at(seen.logits, state["target"]) - at(seen.logits, y)
+
+
+@component("objective", "targeted_logit", systems=("dra", "transfer_baselines"))
+class TargetedLogit(_Targeted):
+    """Logit of the target: z_t, which goes on growing where the cross-entropy is satisfied.
+
+    Reference: Zhao, Liu, Larson, "On Success and Simplicity: A Second Look at Transferable Targeted Attacks", 2021, arXiv
+    2012.11207.
+    """
+
+    target: Target = None
+    rank: int = 2
+
+    def __call__(self, seen: Seen, y: Tensor, state: State) -> Tensor:
+        return at(seen.logits, state["target"])
 
 
 @component("objective", "targeted_dlr")

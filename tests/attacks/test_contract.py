@@ -34,13 +34,24 @@ FAST = {
     "zoo": "zoo(queries=200, searches=2, coordinates=8)",
     "autoattack": "autoattack(linf(0.1), steps=5, queries=30)",
 }
-for name in ("mi", "ni", "di", "ti", "si", "ssa", "si_ni_ti_dim"):  # their own end is the last step, judged elsewhere
+for name in (
+    "mi",
+    "ni",
+    "di",
+    "ti",
+    "si",
+    "ssa",
+    "si_ni_ti_dim",
+    "logit_std",
+):  # their own end is the last step, judged elsewhere
     FAST[name] = f"{name}(linf(0.1), steps=4, keep='best', active=True)"
 FAST["admix"] = "admix(linf(0.1), steps=2, keep='best', active=True)"
 FAST["vmi"] = "vmi(linf(0.1), steps=3, views=(variance(samples=3),), keep='best', active=True)"
 FAST["vni"] = "vni(linf(0.1), steps=3, views=(nesterov(), variance(samples=3)), keep='best', active=True)"
 FAST["pgn"] = "pgn(linf(0.1), steps=3, views=(penalised_norm(samples=3),), keep='best', active=True)"
 FAST["vni_si_ti_dim"] = "vni_si_ti_dim(linf(0.1), steps=1, keep='best', active=True)"
+FAST["bsr"] = "bsr(linf(0.1), steps=3, views=(block_shuffle(copies=2),), keep='best', active=True)"
+FAST["rap"] = "rap(linf(0.1), steps=3, views=(worst_neighbour(steps=2, after=1),), keep='best', active=True)"
 FAST["tpa"] = "tpa(linf(0.1), steps=3, samples=3, keep='best', active=True)"
 FAST |= fitted.attacks(classes=5)
 FAST |= {

@@ -28,11 +28,14 @@ if TYPE_CHECKING:
     from withstand.attacks.retrieval.qair import QAIR
     from withstand.attacks.sign_opt import SignOPT
     from withstand.attacks.square import Square
+    from withstand.attacks.transfer.logit_std import LogitStd
     from withstand.attacks.transfer.named import (
+        BSR,
         DI,
         MI,
         NI,
         PGN,
+        RAP,
         SI,
         SINITIDIM,
         SSA,
@@ -54,6 +57,7 @@ __all__ = [
     "Attack",
     "AttackResult",
     "AutoAttack",
+    "BSR",
     "Boundary",
     "CarliniWagner",
     "DI",
@@ -65,6 +69,7 @@ __all__ = [
     "Generated",
     "JSMA",
     "LBFGS",
+    "LogitStd",
     "MI",
     "MeanGuide",
     "MeanGuideL2",
@@ -75,6 +80,7 @@ __all__ = [
     "PGN",
     "Problem",
     "QAIR",
+    "RAP",
     "SI",
     "SINITIDIM",
     "SSA",

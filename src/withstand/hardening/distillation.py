@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from withstand.errors import bad
-from withstand.hardening.jsigr import evaluating
 from withstand.hardening.terms import say_accuracy
+from withstand.models.state import evaluating
 from withstand.protocols import Batch, Dataset, Update
 from withstand.random import Rows
 from withstand.registry import component

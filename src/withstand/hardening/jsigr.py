@@ -1,8 +1,6 @@
 """Jacobian norm with selective input gradient regularisation, and its parts."""
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
@@ -12,7 +10,7 @@ from torch import Tensor, nn
 
 from withstand.errors import bad
 from withstand.hardening.terms import at_least_zero, say_accuracy
-from withstand.models.state import frozen
+from withstand.models.state import evaluating, frozen
 from withstand.protocols import Batch
 from withstand.random import Rows
 from withstand.registry import component
@@ -236,18 +234,6 @@ def _squared_norm(z: Tensor, x: Tensor, projections: int | str, rows: Rows) -> T
     for v in directions.unbind(1):
         total = total + _gradient((z * v).sum(), x).flatten(1).square().sum(1)
     return total * scale
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Eval mode for a while, with parameter gradients; batch statistics stay as they are."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, training in modes:
-            part.training = training
 
 
 def _check_projections(projections: int | str) -> None:

@@ -56,3 +56,15 @@ def buffers_kept(module: nn.Module) -> Iterator[None]:
             for part, name, buffer, content in buffers:
                 part._buffers[name] = buffer
                 buffer.copy_(content)
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Eval mode for a while, with parameter gradients; batch statistics stay as they are."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training

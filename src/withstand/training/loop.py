@@ -66,6 +66,9 @@ class Loop:
         self.validation, self.attack = validation, attack
         self.folder = None if out is None else Path(out)
         self.progress, self.loggers = progress, loggers
+        if recipe.may_lose is not None and validation is None:
+            mend = "Give some, or let the recipe set no bound."
+            raise bad("validation", "none", "examples, since the recipe bounds what accuracy may be lost", mend)
         with _seeded(derive(seed, "setup")):
             self.system = recipe.setup(model, data, Rows.count(derive(seed, "setup"), len(data)))
         if trainer.sync_norm:
@@ -120,6 +123,8 @@ class Loop:
                 stack.enter_context(_claimed(self.folder))
             self._resume()
             stack.enter_context(torch.random.fork_rng(_cuda(self.fabric.device)))
+            if self.recipe.may_lose is not None and self.best["epoch"] is None:
+                self._judge_given()
             self.started, self.first, self.saved = time.perf_counter(), self.step, time.perf_counter()
             try:
                 while self.step < self.steps and not self.stopped:
@@ -240,32 +245,62 @@ class Loop:
         self.sums = {}
         due = (epoch + 1) % self.trainer.validate_every == 0 or epoch + 1 == self.trainer.epochs
         if self.validation is not None and due:
-            model = self.shipped()
-            row |= validate(
-                model,
-                self.validation,
-                self.attack,
-                self.fabric.device,
-                derive(self.seed, "validation"),
-                self.rank,
-                self.world,
-                lambda counts: self.fabric.all_reduce(counts, reduce_op="sum"),
-            )
-            score = row["robust_accuracy" if self.attack is not None else "accuracy"]
-            if self.best["score"] is None or score > self.best["score"]:
-                self.best = {"epoch": epoch + 1, "score": score, "waited": 0}
-                self.best_state = {k: v.detach().cpu().clone() for k, v in core(model).state_dict().items()}
-                if self.folder is not None and self.rank == 0:
-                    checkpoints.save_weights(self.folder / "best.safetensors", core(model))
-            else:
-                self.best["waited"] += 1
-                if self.trainer.patience is not None and self.best["waited"] >= self.trainer.patience:
-                    self.stopped = f"no better validation for {self.best['waited']} validations"
+            self._judge(row)
         self.history.append(row)
+        if text := self.recipe.remark(self.history):
+            warnings.warn(text, stacklevel=2)
         self._save()
         for logger in self.loggers if self.rank == 0 else ():
             logger(self.step, row)
         self._show(epoch)
+
+    def _judge(self, row: dict[str, Any]) -> None:
+        """Validate, and keep the weights or not."""
+        model = self.shipped()
+        row |= self._validated(model, self.attack)
+        most = self.recipe.may_lose
+        if most is not None:
+            row["accuracy_lost"] = self.best["before"] - row["accuracy"]
+            if row["accuracy_lost"] <= most + 1e-9:
+                self._keep(model, row["epoch"], row["accuracy"])
+            else:
+                self.stopped = f"the accuracy fell by {row['accuracy_lost']:.3f}, more than {most:g}"
+                if self.best["epoch"] == 0:
+                    mend = "No epoch held the accuracy, and the model is as it was given: lower the weight or the rate."
+                    warnings.warn(f"{self.stopped}. {mend}", stacklevel=2)
+            return
+        score = row["robust_accuracy" if self.attack is not None else "accuracy"]
+        if self.best["score"] is None or score > self.best["score"]:
+            self._keep(model, row["epoch"], score)
+        else:
+            self.best["waited"] += 1
+            if self.trainer.patience is not None and self.best["waited"] >= self.trainer.patience:
+                self.stopped = f"no better validation for {self.best['waited']} validations"
+
+    def _judge_given(self) -> None:
+        """The accuracy that must not be lost, before the first step; the model as given counts as epoch 0."""
+        model = self.shipped()
+        self.best["before"] = self._validated(model, None)["accuracy"]
+        self._keep(model, 0, self.best["before"])
+
+    def _keep(self, model: nn.Module, epoch: int, score: float) -> None:
+        self.best |= {"epoch": epoch, "score": score, "waited": 0}
+        self.best_state = {k: v.detach().cpu().clone() for k, v in core(model).state_dict().items()}
+        if self.folder is not None and self.rank == 0:
+            checkpoints.save_weights(self.folder / "best.safetensors", core(model))
+
+    def _validated(self, model: nn.Module, attack: Any) -> dict[str, float]:
+        assert self.validation is not None
+        return validate(
+            model,
+            self.validation,
+            attack,
+            self.fabric.device,
+            derive(self.seed, "validation"),
+            self.rank,
+            self.world,
+            lambda counts: self.fabric.all_reduce(counts, reduce_op="sum"),
+        )
 
     def _over_processes(self, sums: dict[str, float]) -> dict[str, float]:
         if self.world == 1:

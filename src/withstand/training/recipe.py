@@ -1,7 +1,7 @@
 """What a recipe is built from: the system that it trains, the context of a step, and the defaults of every stage."""
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -115,6 +115,13 @@ class Recipe:
     shards: ClassVar[bool] = True
     """Whether it can do with weights that are spread over processes, whose gradients no process sees as a whole."""
 
+    @property
+    def may_lose(self) -> float | None:
+        """None: the best epoch by validation is kept. A share: the last one whose clean accuracy on the validation
+        examples lies no more than this below that of the model given; the training ends with the first beyond. For what
+        trades accuracy for something that validation does not see."""
+        return None
+
     def setup(self, model: nn.Module, data: Dataset, rows: Rows) -> nn.Module:
         """A system with a copy of the model. rows: draws for whatever has to be initialised."""
         return System(copy.deepcopy(model))
@@ -146,6 +153,10 @@ class Recipe:
             mend = "Define deploy(model, space), which builds what finish() returns."
             raise bad("recipe", repr(self), "one that tells how what it ships is built", mend)
         return model
+
+    def remark(self, history: Sequence[Mapping[str, Any]]) -> str:
+        """A warning to be given at the end of an epoch, of which the last row of the history tells; "" for none."""
+        return ""
 
     def finish(self, system: Any) -> nn.Module:
         """The model that is shipped; the system may be taken apart for it."""

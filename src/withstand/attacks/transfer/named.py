@@ -9,9 +9,11 @@ from typing import Any, ClassVar, Literal
 
 from withstand.attacks.pgd import PGD
 from withstand.attacks.shapings import Momentum
+from withstand.attacks.transfer.blocks import BlockShuffle
 from withstand.attacks.transfer.inputs import Admixture, Diversity, Scale, Spectrum
 from withstand.attacks.transfer.neighbours import Nesterov, PenalisedNorm, Variance
 from withstand.attacks.transfer.translation import Translation
+from withstand.attacks.transfer.worst import WorstNeighbour
 from withstand.registry import component
 from withstand.threats import Linf, ThreatField
 
@@ -152,3 +154,27 @@ class VNISITIDIM(MI):
 
     views: tuple[Any, ...] = (Nesterov(), Variance(), Scale(), Diversity())
     shapings: tuple[Any, ...] = (Translation(), Momentum())
+
+
+@component("attack", "bsr", systems=("transfer_baselines",))
+class BSR(MI):
+    """Block shuffle and rotation with momentum.
+
+    Reference: Wang, He, Wang, Wang, "Boosting Adversarial Transferability by Block Shuffle and Rotation", 2024, arXiv
+    2308.10299.
+    """
+
+    views: tuple[Any, ...] = (BlockShuffle(),)
+
+
+@component("attack", "rap", systems=("transfer_baselines",))
+class RAP(MI):
+    """Reverse adversarial perturbation with momentum: 400 steps, of which the last 300 look at the worst neighbour.
+
+    Reference: Qin, Fan, Liu, Shen, Zhang, Wang, Wu, "Boosting the Transferability of Adversarial Attacks with Reverse
+    Adversarial Perturbation", 2022, arXiv 2210.05968.
+    """
+
+    steps: int = 400
+    step: float | None = 1 / 8
+    views: tuple[Any, ...] = (WorstNeighbour(after=100),)
