@@ -58,6 +58,13 @@ def run(
     ] = None,
     size: Annotated[int | None, typer.Option(min=1, help="Side in pixels that images are brought to.")] = None,
     channels: Annotated[int | None, typer.Option(help="1 or 3, to change between grey and RGB.")] = None,
+    series: Annotated[
+        str | None,
+        typer.Option(
+            metavar="normalised|raw",
+            help="The x of an .npz is time series [N, C, T] or [N, T]; each brought to mean 0 and deviation 1, or as it is.",
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
     accelerator: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     devices: Annotated[int, typer.Option(min=1, help="Processes per node.")] = 1,
@@ -124,7 +131,7 @@ def run(
     name, spec = split_name(model)
     folder = out or Path("runs") / f"{slug(name or spec)}-{slug(Path(data).name)}-{made.component_name}"
     loggers = [logger_of(which, folder / which) for which in logger or []]
-    examples = load_sample(data, split, limit, size, channels, root, download)
+    examples = load_sample(data, split, limit, size, channels, root, download, series)
     if weights is None and (scratch or spec.startswith("zoo:")):
         target = untrained_or_loaded(spec, True, examples)
     else:
@@ -157,7 +164,7 @@ def run(
             return
         from withstand.audit import audit as run_audit
 
-        test = load_sample(data, "test", limit, size, channels, root, download)
+        test = load_sample(data, "test", limit, size, channels, root, download, series)
         with progress() as report:
             card = run_audit(
                 {"before": target, "after": after},
