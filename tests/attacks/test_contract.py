@@ -56,7 +56,9 @@ def make(name: str, model: nn.Module | None = None):
 
 @pytest.fixture
 def model(request, network, votes) -> nn.Module:
-    return votes if getattr(request.node, "callspec", None) and request.node.callspec.params["name"] in VOTES else network
+    return (
+        votes if getattr(request.node, "callspec", None) and request.node.callspec.params["name"] in VOTES else network
+    )
 
 
 @pytest.fixture(scope="module")
