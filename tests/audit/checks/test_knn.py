@@ -30,19 +30,20 @@ def test_the_attacks_inside_break_what_noise_does_not(run, votes, arrays, digits
     assert share["clean"] > 0.9
     assert share["origin"] < 0.6
     assert share["advknn"] < 0.6
-    assert share["worst"] <= min(share["origin"], share["advknn"])
+    assert share["ask"] < 0.6
+    assert share["worst"] <= min(share["origin"], share["advknn"], share["ask"])
     noise = torch.randint(0, 2, data.x.shape, generator=torch.Generator().manual_seed(0)) * 0.4 - 0.2
     assert (votes.model.predict((data.x + noise).clamp(0, 1)) == data.y).float().mean() > share["worst"] + 0.3
 
 
 def test_worst_is_right_under_every_attack(run, votes, arrays, digits):
     rows = run(CHECK, votes, arrays(digits.x[:60], digits.y[:60], "digits"), shard=25).table
-    every = [rows.where(attack=name).outcome for name in ("clean", "origin", "advknn")]
+    every = [rows.where(attack=name).outcome for name in ("clean", "origin", "advknn", "ask")]
     assert np.array_equal(rows.where(attack="worst").outcome, np.logical_and.reduce(every))
 
 
 def test_shares_and_their_conditions():
-    outcomes = {"clean": 9, "origin": 5, "advknn": 4, "worst": 3}
+    outcomes = {"clean": 9, "origin": 5, "advknn": 4, "ask": 6, "worst": 3}
     rows = [Row("image", i, {"attack": a}, i < n, None, 0, 0, 0.0, 1) for a, n in outcomes.items() for i in range(10)]
     found = CHECK.reduce(Table(as_table(rows)), {}, Context())
     assert {m.condition["attack"]: m.value for m in found.metrics} == {a: n / 10 for a, n in outcomes.items()}

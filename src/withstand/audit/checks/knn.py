@@ -7,19 +7,18 @@ from typing import Any
 from withstand.attacks.engine import Attack
 from withstand.attacks.fit import fit_attack
 from withstand.attacks.neighbours.advknn import AdvKNN
+from withstand.attacks.neighbours.ask import ASK
 from withstand.attacks.neighbours.block import FitBlock, KNNBlock
 from withstand.attacks.neighbours.origin import Origin
 from withstand.audit.check import Check, Table
 from withstand.audit.measure import attack_passes, labelled, predict, run_attack, threat_text
 from withstand.data.images import stratified
 from withstand.errors import bad
+from withstand.models.neighbours import knn_of
 from withstand.protocols import Batch, Context, Dataset, Figure, Findings, Row, Space, Target
-from withstand.registry import component, parse, replace
+from withstand.registry import component
 from withstand.threats import Linf, ThreatField
 
-MORE: dict[str, str] = {}
-"""Further attacks by the names of their rows, as texts; their threat is set by the check. What has to be fitted first is
-not for here."""
 _FITTED_ON = 2000  # examples at most
 
 
@@ -29,13 +28,15 @@ class KNNCheck(Check):
 
     Votes have no gradient: gradient attacks on them find nothing, which says nothing of robustness. `origin` attacks the
     network under the votes; `advknn` a block that has learned to tell the votes of the audited examples (the attacker can
-    ask the classifier about them). What counts in the end is what no attack breaks ("worst").
+    ask the classifier about them); `ask` a soft vote of the nearest references of every class. What counts in the end is
+    what no attack breaks ("worst").
 
     Only for classifiers that `withstand.knn_classifier` made. threat: what the adversary may do. steps: of each attack.
     epochs: of fitting the block, on 2,000 of the examples at most.
 
     References: Li, Chen, He, Xue, "AdvKnn: Adversarial Attacks On K-Nearest Neighbor Classifiers With Approximate
-    Gradients", 2019, arXiv 1911.06591.
+    Gradients", 2019, arXiv 1911.06591. Wang, Chen, Yao, Liu, Rajapakse, Hero, "ASK: Adversarial Soft k-Nearest Neighbor
+    Attack and Defense", 2022, arXiv 2106.14300.
     """
 
     threat: ThreatField = Linf(8 / 255)
@@ -52,14 +53,13 @@ class KNNCheck(Check):
             raise bad("epochs", self.epochs, "a whole number >= 1")
         Origin(self.threat, self.steps)
 
-    def attacks(self, block: Any) -> dict[str, Attack]:
-        """The attacks by the names of their rows."""
-        more = {name: replace(parse(text, "attack"), threat=self.threat) for name, text in MORE.items()}
+    def attacks(self, block: Any, smallest: int = 6) -> dict[str, Attack]:
+        """The attacks by the names of their rows. smallest: references of the class that has the fewest."""
         size = min(1.0, 4 / self.steps)  # 100 steps of 0.01 for a radius of 0.25 in the paper
         return {
             "origin": Origin(self.threat, self.steps, size),
             "advknn": AdvKNN(self.threat, block, self.steps, size),
-            **more,
+            "ask": ASK(self.threat, self.steps, neighbours=max(1, min(5, smallest - 1))),
         }
 
     def passes(self, target: Target) -> float:
@@ -88,7 +88,9 @@ class KNNCheck(Check):
         worst = right
         for id_, outcome, label, said in zip(*(c.tolist() for c in (ids, right, y, guess))):
             yield Row("image", id_, {"attack": "clean"}, outcome, None, label, said, 0.0, 1)
-        for name, attack in self.attacks(block.to(x.device)).items():
+        knn = knn_of(target)
+        smallest = int(knn.labels.bincount(minlength=knn.classes).min())
+        for name, attack in self.attacks(block.to(x.device), smallest).items():
             found = run_attack(attack, target, x, y, ids, ctx)
             guess = predict(target, found.x_adv, ctx).argmax(1)
             stands[name] = right & (guess == y)
