@@ -25,6 +25,7 @@ PRESETS: dict[str, tuple[str, ...]] = {
         "guided({linf}, examples=100)",
         "unfamiliar(examples=400)",
         "saliency(examples=64)",
+        "knn({linf}, examples=100)",
         "trust(threat={linf})",
     ),
     "standard": (
@@ -41,6 +42,7 @@ PRESETS: dict[str, tuple[str, ...]] = {
         "blackbox({linf}, attack=square(queries=1000), examples=200)",
         "unfamiliar(examples=5000)",
         "saliency",
+        "knn({linf}, examples=1000)",
         "trust(threat={linf})",
     ),
     "full": (
@@ -60,6 +62,7 @@ PRESETS: dict[str, tuple[str, ...]] = {
         "blackbox({l2}, attack=boundary(queries=5000), examples=200)",
         "unfamiliar",
         "saliency(examples=2000)",
+        "knn({linf})",
         "trust(threat={linf}, examples=256)",
     ),
 }

@@ -123,7 +123,7 @@ class HiddenKNN(nn.Module):
             raise bad("y_ref", f"the label {int(y_ref.max())}", f"labels below {classes}, the classes")
         self._build(backbone, layers, k, metric, classes, tuple(x_ref.shape[1:]))
         vectors = self._features_of(x_ref)
-        self._hold(vectors, y_ref.to(vectors[0].device), _contents(x_ref).to(vectors[0].device), backend)
+        self._hold(vectors, y_ref.to(vectors[0].device), identities(x_ref).to(vectors[0].device), backend)
 
     def _build(
         self, backbone: Any, layers: Sequence[str], k: int, metric: Metric, classes: int, shape: tuple[Any, ...]
@@ -224,7 +224,7 @@ class HiddenKNN(nn.Module):
         known: dict[int, int] = {}
         for place, content in enumerate(self.contents.tolist()):
             known.setdefault(content, place)
-        return torch.tensor([known.get(c, -1) for c in _contents(x).tolist()], device=self.labels.device)
+        return torch.tensor([known.get(c, -1) for c in identities(x).tolist()], device=self.labels.device)
 
     def target(self, name: str | None = None) -> TorchTarget:
         """This classifier as a target."""
@@ -388,7 +388,7 @@ def _check_examples(argument: str, x: Any, y: Any) -> None:
         raise bad(argument, f"labels {y.dtype} from {y.min().item()}", "int64 labels from 0")
 
 
-def _contents(x: Tensor) -> Tensor:
+def identities(x: Tensor) -> Tensor:
     """An identity int64 [N] for each example, from its values."""
     rows = np.ascontiguousarray(x.detach().float().cpu().flatten(1).numpy())
     digests = [hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in rows]

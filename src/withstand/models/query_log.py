@@ -1,5 +1,6 @@
 """An append-only file of questions and answers, so that a resumed attack spends nothing twice."""
 
+import gc
 import hashlib
 import json
 from collections.abc import Sequence
@@ -73,9 +74,13 @@ class QueryLog:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise Unavailable(
-                f"query log {self.path}: another process is writing it. Wait for it, or name another log."
-            ) from None
+            gc.collect()  # it may be held by a target of this process that nobody refers to any more
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise Unavailable(
+                    f"query log {self.path}: another process is writing it. Wait for it, or name another log."
+                ) from None
 
     def _read(self, endpoint: str) -> None:
         self._file.seek(0)

@@ -60,6 +60,10 @@ METRICS: dict[str, tuple[str, str]] = {
         "Accuracy beside a guided attack",
         "share right under plain attacks and under one with a guide",
     ),
+    "knn_accuracy": (
+        "Accuracy of the votes under attack",
+        "share right by nearest neighbours under attacks that look inside; worst: under none of them wrong",
+    ),
     "masking_score": ("Masking score", "what PGD-50 leaves standing beyond a guided attack of ten steps"),
     "black_box_accuracy": ("Accuracy under black-box attack", "share right against an attack that only sees answers"),
     "lists_replaced": ("Attack success rate", "share of the images whose list shares no item with the clean one"),

@@ -101,6 +101,23 @@ def test_without_room_or_start_it_returns_the_image(knn):
     assert torch.equal(ASK(Linf(0.0), neighbours=K, keep="last", active=False)(knn, x, y), x)
 
 
+def test_the_default_temperature_knows_the_scale_of_distances():
+    """Features that are ten times as long make the same attack."""
+    long = network()
+    with torch.no_grad():
+        long[0].weight *= 10
+        long[0].bias *= 10
+    x, y = images(9, 2)
+    found = [
+        ASK(Linf(0.1), neighbours=K)(HiddenKNN(n, ["1"], *REFERENCES, k=K, metric="l2"), x, y)
+        for n in (network(), long)
+    ]
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=1e-5)
+    cosines = HiddenKNN(network(), ["1", "3"], *REFERENCES, k=K)
+    default, stated = (ASK(Linf(0.1), neighbours=K, tau=tau)(cosines, x, y) for tau in (None, 0.01))
+    assert torch.equal(default, stated)
+
+
 def test_a_target_is_attacked_as_its_classifier_is(knn):
     x, y = images(9, 2)
     attack = ASK(Linf(0.1), neighbours=K)

@@ -8,6 +8,7 @@ import pytest
 
 from withstand.audit.check import Check, Table
 from withstand.audit.store import as_table
+from withstand.models import HiddenKNN
 from withstand.registry import entries, from_json, parse, to_json
 
 QUICK = {
@@ -20,6 +21,7 @@ QUICK = {
     "blackbox": "blackbox(linf(0.2), attack=square(queries=30))",
     "transfer": "transfer(linf(0.2), attack=pgd(steps=3))",
     "guided": "guided(linf(0.2))",
+    "knn": "knn(linf(0.2), steps=3, epochs=2)",
     "unfamiliar": "unfamiliar(k=3)",
     "detection": "detection(linf(0.2), attacks=(pgd(steps=3), fgsm()), detectors=('lid(k=3, batch=6)', 'mahalanobis'), "
     "steps=3, weights=(0.0, 1.0))",
@@ -64,10 +66,20 @@ def engine64(plain64, digits64):
     return ImageIndex(copy.deepcopy(plain64.model).float(), digits64.x[100:].float(), k=4)
 
 
+@pytest.fixture(scope="session")
+def votes64(plain64, digits64):
+    return HiddenKNN(plain64, ["7"], digits64.x[100:], digits64.y[100:]).target("votes64")
+
+
 @pytest.fixture
-def target_of(plain64, engine64):
+def target_of(plain64, engine64, votes64):
     """What a check by this name is run on."""
-    return lambda name: engine64 if parse(QUICK[name], "check").task == "retrieval" else plain64
+
+    def find(name):
+        check = parse(QUICK[name], "check")
+        return engine64 if check.task == "retrieval" else votes64 if "neighbours" in check.access else plain64
+
+    return find
 
 
 @pytest.fixture

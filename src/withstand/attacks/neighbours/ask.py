@@ -30,8 +30,9 @@ class ASK(Attack):
     neighbours: K; the references are the K nearest to the CLEAN example of every class, in every layer. They are found once
     and never again. Where an attacked example is a reference itself, it is left out of its own. tau: the temperature, one
     or one for each layer. The official code's default is 0.1, its published run has 0.01, and 0.01 is much the stronger
-    with cosines; distances ("l2") want a tau of the size of the gaps between them. form: of the loss, "class", or
-    "instance" as in ASK-Def. kappa: weights of the layers; None weighs all alike. random_start: uniform in the set.
+    with cosines. None takes that, and for distances ("l2"), which have no scale of their own, 0.03 of the spread of the
+    references (the root mean square of their distances from their mean). form: of the loss, "class", or "instance" as in
+    ASK-Def. kappa: weights of the layers; None weighs all alike. random_start: uniform in the set.
 
     Gradients come from the hidden layers, success from the vote.
 
@@ -43,7 +44,7 @@ class ASK(Attack):
     steps: int = 10
     step: float = 0.25
     neighbours: int = 5
-    tau: float | tuple[float, ...] = 0.01
+    tau: float | tuple[float, ...] | None = None
     form: Kind = "class"
     kappa: tuple[float, ...] | None = None
     random_start: bool = True
@@ -55,7 +56,7 @@ class ASK(Attack):
         self._steps()
         if self.neighbours < 1:
             raise bad("neighbours", self.neighbours, "a whole number >= 1")
-        for tau in self.tau if isinstance(self.tau, tuple) else (self.tau,):
+        for tau in self.tau if isinstance(self.tau, tuple) else (1.0 if self.tau is None else self.tau,):
             check_settings(tau, "cosine", self.form)
         if self.kappa is not None and (not any(self.kappa) or not all(0 <= k < float("inf") for k in self.kappa)):
             raise bad("kappa", self.kappa, "a weight >= 0 for each layer, not all of them 0")
@@ -63,7 +64,8 @@ class ASK(Attack):
     def problem(self, **settings: Any) -> Problem:
         layers = Layers(settings["model"])
         number = len(layers.names)
-        tau = layers.each("tau", self.tau if isinstance(self.tau, tuple) else (self.tau,) * number)
+        tau = layers.taus() if self.tau is None else self.tau
+        tau = layers.each("tau", tau if isinstance(tau, tuple) else (tau,) * number)
         kappa = layers.each("kappa", self.kappa or (1.0,) * number)
         return super().problem(**{"objective": SoftVotes(layers, self.neighbours, tau, kappa, self.form), **settings})
 

@@ -11,7 +11,7 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter, is_l
 
 from withstand.attacks.fit import load_fitted
 from withstand.errors import bad
-from withstand.models.neighbours import HiddenKNN, knn_of
+from withstand.models.neighbours import HiddenKNN, identities, knn_of
 from withstand.models.state import frozen
 from withstand.models.taps import see
 from withstand.protocols import Batch, Dataset, Space
@@ -19,6 +19,8 @@ from withstand.random import Rows
 from withstand.registry import component
 from withstand.training.optimizers import Adam
 from withstand.training.recipe import Recipe, Step, System
+
+_BLOCK = 256
 
 
 @component("recipe", "knn_block", systems=("advknn",))
@@ -43,7 +45,7 @@ class FitBlock(Recipe):
     verb: ClassVar[str] = "fit-attack"
     ships: ClassVar[str] = "block"
     labelled: ClassVar[bool] = False
-    defaults: ClassVar[Mapping[str, Any]] = {"epochs": 30, "optimizer": Adam(1e-3), "schedule": "constant"}
+    defaults: ClassVar[Mapping[str, Any]] = {"batch": 64, "optimizer": Adam(5e-3), "schedule": "cosine"}
 
     def __post_init__(self) -> None:
         check_weights(ce_weight=self.ce_weight)
@@ -57,19 +59,16 @@ class FitBlock(Recipe):
         with torch.no_grad():
             block.weight.copy_((torch.rand(block.weight.shape, generator=start) * 2 - 1) * bound)
         system = System(nn.Identity(), block=block)
-        system.__dict__["victim"] = _Aside(copy.deepcopy(knn))
+        system.__dict__["victim"] = _Aside(copy.deepcopy(knn), data)
         return system
 
     def optimizers(self, system: Any, main: Any) -> dict[str, torch.optim.Optimizer]:
         return {"main": main(system.block.parameters())}
 
     def craft(self, system: Any, batch: Batch, step: Step) -> Batch:
-        knn = system.victim.knn.to(batch.x.device)
-        activations = _activations(knn, batch.x)
-        features = [head(h) for head, h in zip(knn.features, activations)]
-        votes = knn.count(features, knn.positions(batch.x)) / knn.k
+        activations, votes = system.victim.look(batch.x)
         extra = {f"activation_{i}": h.flatten(1) for i, h in enumerate(activations)}
-        return Batch(batch.x, batch.y, batch.ids, extra={**extra, "votes": votes.transpose(0, 1)})
+        return Batch(batch.x, batch.y, batch.ids, extra={**extra, "votes": votes})
 
     def loss(self, system: Any, batch: Batch, step: Step) -> Tensor:
         votes = batch.extra["votes"]
@@ -133,18 +132,19 @@ def fidelity(block: Any, model: Any, x: Tensor) -> dict[str, float]:
     """How well a block tells the votes on examples x: "agreement", the share of examples and layers whose class is that
     of the votes, and "divergence", the mean of KL(p || q) in nats. References among x do not vote for themselves.
     """
-    made, knn = loaded(block), knn_of(model)
-    kl: list[Tensor] = []
-    same: list[Tensor] = []
+    told, votes = told_and_votes(block, model, x)
+    same = told.argmax(2) == votes.argmax(2)
+    return {"agreement": float(same.float().mean()), "divergence": float(divergence(told, votes).mean())}
+
+
+def told_and_votes(block: Any, model: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    """A block's logits and the shares of the votes, both [N, L, C]; references among x do not vote for themselves."""
+    made, knn, parts = loaded(block), knn_of(model), []
     with torch.no_grad(), frozen(knn):
-        for part in x.split(256):
+        for part in x.split(_BLOCK):
             activations = _activations(knn, part)
-            features = [head(h) for head, h in zip(knn.features, activations)]
-            votes = (knn.count(features, knn.positions(part)) / knn.k).transpose(0, 1)
-            told = made(activations)
-            kl.append(divergence(told, votes))
-            same.append((told.argmax(2) == votes.argmax(2)).float())
-    return {"agreement": float(torch.cat(same).mean()), "divergence": float(torch.cat(kl).mean())}
+            parts.append((made(activations), _votes(knn, activations, part)))
+    return torch.cat([t for t, _ in parts]), torch.cat([v for _, v in parts])
 
 
 def loaded(block: Any) -> KNNBlock:
@@ -177,15 +177,41 @@ def check_weights(**weights: float | None) -> None:
 
 
 class _Aside:
-    """A classifier that a system looks at: no part of its weights, its checkpoints and its copies."""
+    """A classifier that a system looks at: no part of its weights, its checkpoints and its copies.
 
-    def __init__(self, knn: HiddenKNN) -> None:
-        self.knn = knn
+    Its votes on the examples of the data are found in one pass, always in the same order, before the first step.
+    """
+
+    def __init__(self, knn: HiddenKNN, data: Dataset) -> None:
+        self.knn, self.data = knn, data
+        self.place: dict[int, int] | None = None
+        self.votes = torch.empty(0)
 
     def __deepcopy__(self, memo: Any) -> "_Aside":
         return self
+
+    def look(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
+        """f_l(x) of each layer, and p_l(x) [N, L, C]: those found before, or (of examples that were changed) new ones."""
+        knn = self.knn.to(x.device)
+        if self.place is None:
+            parts, found = [], []
+            for i in range(0, len(self.data), _BLOCK):
+                part = self.data.batch(range(i, min(i + _BLOCK, len(self.data)))).x
+                parts.append(_votes(knn, _activations(knn, part.to(x.device)), part))
+                found += identities(part).tolist()
+            self.place, self.votes = {c: i for i, c in enumerate(found)}, torch.cat(parts)
+        activations, rows = _activations(knn, x), [self.place.get(c) for c in identities(x).tolist()]
+        if None in rows:
+            return activations, _votes(knn, activations, x)
+        return activations, self.votes[rows]  # type: ignore[index]
 
 
 def _activations(knn: HiddenKNN, x: Tensor) -> list[Tensor]:
     """f_l(x) of each layer."""
     return list(see(knn.backbone, x, *knn.taps)[1:])
+
+
+def _votes(knn: HiddenKNN, activations: Sequence[Tensor], x: Tensor) -> Tensor:
+    """p_l(x), [N, L, C], without the vote of an example for itself."""
+    features = [head(h) for head, h in zip(knn.features, activations)]
+    return (knn.count(features, knn.positions(x)) / knn.k).transpose(0, 1)

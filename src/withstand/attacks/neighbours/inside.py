@@ -27,6 +27,13 @@ class Layers:
             raise bad(argument, values, f"{len(self.names)} values, one for each of the layers {', '.join(self.names)}")
         return values
 
+    def taus(self) -> tuple[float, ...]:
+        """A temperature for each layer that follows the nearest few references."""
+        if self.knn.metric == "cosine":
+            return (0.01,) * len(self.names)
+        every = [self.vectors(i) for i in range(len(self.names))]
+        return tuple(0.03 * float((v - v.mean(0)).square().sum(1).mean().sqrt()) for v in every)
+
     def vectors(self, layer: int) -> Tensor:
         """The references' features in the layer of this number, [M, D]."""
         return cast(Index, self.knn.indexes[layer]).vectors.detach()
