@@ -23,6 +23,7 @@ QUICK = {
     "opt": "opt(queries=300, q=3)",
     "sign_opt": "sign_opt(queries=300, k=20)",
     "zoo": "zoo(queries=300, searches=2, coordinates=8)",
+    "rap": "rap(linf(0.1), steps=3, views=(worst_neighbour(steps=2, after=1),))",
     "noise": "noise(linf(0.1), samples=5)",
 }
 ATTACKS = [e.name for e in entries("attack") if e.module.startswith("withstand.attacks")]
