@@ -26,6 +26,7 @@ QUICK = {
     "opt": "opt(queries=300, q=3)",
     "sign_opt": "sign_opt(queries=300, k=20)",
     "zoo": "zoo(queries=300, searches=2, coordinates=8)",
+    "rap": "rap(linf(0.1), steps=3, views=(worst_neighbour(steps=2, after=1),))",
     "noise": "noise(linf(0.1), samples=5)",
     **fitted.attacks(classes=10),
     "mean_guide": "mean_guide(linf(0.1), guides=10, steps=20)",

@@ -411,6 +411,7 @@ def test_it_warns_of_a_term_that_falls_with_the_accuracy():
     rows = [{"epoch": 1, "dcg": 2.0, "accuracy": 0.9}, {"epoch": 2, "dcg": 1.0, "accuracy": 0.8}]
     assert "DCG fell from 2 to 1 while the accuracy fell from 0.900 to 0.800" in DRA().remark(rows)
     assert DRA(0.0).remark(rows) == ""
+    assert DRA(1.0, "norm").remark(rows) == ""
     assert DRA().remark(rows[:1]) == ""
     for change in ({"dcg": 3.0}, {"accuracy": 0.89}):
         assert DRA().remark([rows[0], rows[1] | change]) == ""

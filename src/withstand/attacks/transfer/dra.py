@@ -98,7 +98,7 @@ class DRA(Recipe):
         return loss + self.weight * made
 
     def remark(self, history: Sequence[Mapping[str, Any]]) -> str:
-        if len(history) < 2 or self.weight == 0:
+        if len(history) < 2 or self.weight == 0 or self.estimator in ("norm", "dsm"):  # these are bounded below
             return ""
         before, now = history[-2:]
         accuracy = "accuracy" if "accuracy" in now and "accuracy" in before else "train_accuracy"
