@@ -87,8 +87,15 @@ def test_a_user_registers_in_one_line():
 
 
 def test_names_are_unique_within_a_kind_and_across_kinds():
-    names = [e.name for e in entries()]
-    assert len(names) == len(set(names))
+    for names in ([e.name for e in entries() if e.kind != "check"], [e.name for e in entries("check")]):
+        assert len(names) == len(set(names))
+
+
+def test_what_is_held_is_no_check_of_the_same_name():
+    assert find("knn").kind == "detector"
+    assert find("knn", "check").kind == "check"
+    assert parse("detection(detectors=[knn])", "check").detectors == (parse("knn", "detector"),)
+    assert parse("detection(detectors=[knn(k=3)])", "check").detectors == (parse("knn(k=3)", "detector"),)
 
 
 def test_listing_imports_neither_torch_nor_pydantic():

@@ -177,11 +177,14 @@ def entries(kind: str | None = None) -> list[Entry]:
 
 
 def find(name: str, kind: str | None = None) -> Entry:
-    """The entry with this name. Raises BadInput with the nearest names where there is none."""
-    for table in (_live, _written(), _installed()):
-        for entry in table.values():
-            if entry.name == name and kind in (None, entry.kind):
-                return entry
+    """The entry with this name. Raises BadInput with the nearest names where there is none.
+
+    Without a kind, a check comes last: nothing holds checks, which may therefore be called like what they measure.
+    """
+    tables = (_live, _written(), _installed())
+    named = [e for table in tables for e in table.values() if e.name == name and kind in (None, e.kind)]
+    if named:
+        return min(named, key=lambda e: e.kind == "check")
     raise unknown(kind or "component", name, (e.name for e in entries(kind)))
 
 
@@ -262,8 +265,7 @@ def _value(node: ast.expr) -> Any:
         case ast.Call():
             return _build(node, None)
         case ast.Name(id=name):
-            known = [e for e in entries() if e.name == name]
-            return known[0].load()() if known else name
+            return find(name).load()() if any(e.name == name for e in entries()) else name
     raise bad("argument", ast.unparse(node), "a number, a text, a list or a call of a registered name")
 
 
