@@ -4,7 +4,7 @@ Bare pass: a forward pass of the network and the gradient of its input. A step i
 that what is done once (finding the references) is left out, and told apart as `once`. The vote belongs to every forward pass
 of the attacked classifier. Contestants take turns, and each is judged by its median round, in processor time.
 
-    WITHSTAND_DATA=... python benchmarks/neighbours.py [--quick]
+    WITHSTAND_DATA=... python benchmarks/ask.py [--quick]
 """
 
 import argparse
@@ -24,7 +24,7 @@ from withstand.models import knn_of
 from withstand.models.zoo.table import find
 from withstand.random import Rows
 
-RESULTS = Path(__file__).parent / "results" / "neighbours.json"
+RESULTS = Path(__file__).parent / "results" / "ask.json"
 FEW, MANY = 2, 22
 LAYERS = {"cifar_resnet20": "layer3", "resnet18": "layers.7"}
 
