@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from withstand.attacks.engine import Attack, AttackResult, Problem
     from withstand.attacks.fab import FAB, FABT
     from withstand.attacks.fgsm import FGSM
+    from withstand.attacks.generative.attack import Generated, TargetedGenerated
     from withstand.attacks.gpga import GPGA
     from withstand.attacks.jsma import JSMA
     from withstand.attacks.lbfgs import LBFGS
@@ -57,6 +58,7 @@ __all__ = [
     "FABT",
     "FGSM",
     "GPGA",
+    "Generated",
     "JSMA",
     "LBFGS",
     "MI",
@@ -77,6 +79,7 @@ __all__ = [
     "VNI",
     "VNISITIDIM",
     "TSASTAT",
+    "TargetedGenerated",
     "ZOO",
 ]
 

@@ -57,6 +57,8 @@ class Attack:
     access = "gradients"
     nearest = False
     """Whether the attack looks for the nearest point instead of filling a given set."""
+    blind = False
+    """Whether the points do not depend on the model, which is not asked unless it judges them."""
     prepares = False
     """Whether a run is long enough to search on a faster copy of the model; the model itself then judges what is found,
     and is searched for the examples whose points it does not confirm."""
