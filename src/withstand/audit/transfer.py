@@ -171,7 +171,9 @@ def _plan(
     for item in attacks:
         attack = coerce("attack")(item)
         if not isinstance(attack, Attack) or not (attack.blind or attack.access == "gradients"):
-            raise bad("attacks", repr(attack), "attacks that follow gradients, e.g. mi, or that ask no model, e.g. generated")
+            raise bad(
+                "attacks", repr(attack), "attacks that follow gradients, e.g. mi, or ask no model, e.g. generated"
+            )
         name = item if isinstance(item, str) else to_call(attack)
         if name in chosen:
             raise bad("attacks", f"{name} twice", "each attack once")

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace as with_
+from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -47,8 +48,8 @@ class AIGAN(Recipe):
     right, beside PGD with the same targets. In the history: the terms, D's accuracy, the share of x' that C takes for t.
 
     References: Bai, Zhao, Zhu, Han, Chen, Li, Kot, "AI-GAN: Attack-Inspired Generation of Adversarial Examples", 2020 and
-    2021, arXiv 2002.02196; the same, "Towards Efficiently Evaluating the Robustness of Deep Neural Networks in IoT Systems: A
-    GAN-based Method", 2021, arXiv 2111.10055. AdvGAN: Xiao et al., 2018, arXiv 1801.02610.
+    2021, arXiv 2002.02196; the same, "Towards Efficiently Evaluating the Robustness of Deep Neural Networks in IoT Systems:
+    A GAN-based Method", 2021, arXiv 2111.10055. AdvGAN: Xiao et al., 2018, arXiv 1801.02610.
     """
 
     variant: Literal["two_stage", "robust_d"] = "two_stage"
@@ -194,7 +195,7 @@ class Discriminator(nn.Module):
     def __init__(self, channels: int, width: int, classes: int = 0) -> None:
         super().__init__()
         widths = (channels, width, 2 * width, 4 * width)
-        strided = [layer for a, b in zip(widths, widths[1:]) for layer in (nn.Conv2d(a, b, 3, 2, 1), nn.LeakyReLU(0.2))]
+        strided = [layer for a, b in pairwise(widths) for layer in (nn.Conv2d(a, b, 3, 2, 1), nn.LeakyReLU(0.2))]
         self.trunk = nn.Sequential(*strided, nn.AdaptiveAvgPool2d(2), nn.Flatten())
         self.real = nn.Linear(16 * width, 1)
         self.classes = nn.Linear(16 * width, classes) if classes else None
