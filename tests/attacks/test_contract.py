@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import withstand as ws
+from tests.attacks import fitted
 from withstand.errors import BadInput
 from withstand.registry import entries, from_json, parse, to_json
 
@@ -39,6 +40,7 @@ FAST["vni"] = "vni(linf(0.1), steps=3, views=(nesterov(), variance(samples=3)), 
 FAST["pgn"] = "pgn(linf(0.1), steps=3, views=(penalised_norm(samples=3),), keep='best', active=True)"
 FAST["vni_si_ti_dim"] = "vni_si_ti_dim(linf(0.1), steps=1, keep='best', active=True)"
 FAST["tpa"] = "tpa(linf(0.1), steps=3, samples=3, keep='best', active=True)"
+FAST |= fitted.attacks(classes=5)
 MIXED = {"admix"}  # what others are in the block is part of the method
 ATTACKS = [e.name for e in entries("attack") if e.module.startswith("withstand.")]
 

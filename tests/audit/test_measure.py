@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from tests.attacks import fitted
 from withstand.attacks import GPGA
 from withstand.audit.measure import attack_passes, predict, threat_text
 from withstand.protocols import Context, Space
@@ -24,6 +25,7 @@ QUICK = {
     "sign_opt": "sign_opt(queries=300, k=20)",
     "zoo": "zoo(queries=300, searches=2, coordinates=8)",
     "noise": "noise(linf(0.1), samples=5)",
+    **fitted.attacks(classes=10),
 }
 ATTACKS = [e.name for e in entries("attack") if e.module.startswith("withstand.attacks")]
 

@@ -9,7 +9,7 @@ from tests.hardening.conftest import cnn, images
 from withstand.attacks import PGD, Generated, TargetedGenerated
 from withstand.attacks.fit import fit_attack
 from withstand.attacks.generative import AIGAN, BIA, Generator
-from withstand.attacks.generative.matrix import all_targets, aimed
+from withstand.attacks.generative.matrix import aimed, all_targets
 from withstand.attacks.noise import Noise
 from withstand.audit.transfer import transfer
 from withstand.data.arrays import from_arrays
@@ -146,7 +146,9 @@ def test_what_was_fitted_is_read_back_from_its_folder(shapes, tmp_path):
     x = torch.rand(3, 1, 8, 8)
     kept = Generated(Linf(0.1), f"artefact:{tmp_path}/bia")
     assert torch.equal(kept(Never(), x), Generated(Linf(0.1), made)(Never(), x))
-    aigan = fit_attack(AIGAN(attack="pgd(linf(0.2), steps=1)", ngf=4, blocks=1), cnn(), shapes, out=tmp_path / "g", **settings)
+    aigan = fit_attack(
+        AIGAN(attack="pgd(linf(0.2), steps=1)", ngf=4, blocks=1), cnn(), shapes, out=tmp_path / "g", **settings
+    )
     targeted = TargetedGenerated(Linf(0.2), f"artefact:{tmp_path}/g", target=1)
     assert torch.equal(targeted(Never(), x), TargetedGenerated(Linf(0.2), aigan, target=1)(Never(), x))
     assert ws.attacks.TargetedGenerated is TargetedGenerated

@@ -58,7 +58,9 @@ class Targeted:
         return torch.zeros(classes, classes, dtype=torch.float64).index_add_(0, self.y, values.double())
 
 
-def all_targets(attack: Any, model: nn.Module, x: Tensor, y: Tensor, seed: int = 0, block: int | None = None) -> Targeted:
+def all_targets(
+    attack: Any, model: nn.Module, x: Tensor, y: Tensor, seed: int = 0, block: int | None = None
+) -> Targeted:
     """Attack each image that the model has right towards each class that is not its label.
 
     attack: one with a `target` (targeted_generated), or whose objective has one (pgd(objective=targeted_margin(0))); the
