@@ -53,7 +53,9 @@ class Craft(Check):
         x_adv, success = found.x_adv, found.success
         prediction = predict(target, x_adv, ctx).argmax(1)
         if self.attack.keep == "last" and shard.y is not None:
-            success = prediction != shard.y  # the attack itself asks nothing about its last iterates
+            # the attack itself asks nothing about its last iterates
+            aim = getattr(getattr(self.attack, "objective", None), "target", None)
+            success = prediction != shard.y if aim is None else prediction == aim
         if self.rounded:
             x_adv = towards(x_adv, x)
             exact, prediction = prediction, predict(target, x_adv, ctx).argmax(1)
