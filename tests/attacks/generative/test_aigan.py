@@ -162,7 +162,7 @@ def test_the_generators_step_moves_nothing_else_and_the_gan_term_reaches_it(vari
     assert tuple(second.freeze) == (system.discriminator,)
     second.loss().backward()
     assert all(torch.equal(p.grad, held[n]) for n, p in system.discriminator.named_parameters())
-    assert all(p.grad is None for p in system.source.parameters())
+    assert all(p.grad is None for p in system.source.model.parameters())
     grads = {}
     for weight in (0.0, 1.0):
         twin = AIGAN(variant, weights=(1e-9, weight, 0), **SMALL)

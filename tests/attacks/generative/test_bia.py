@@ -133,7 +133,7 @@ def test_no_gradient_reaches_the_attention_or_the_source():
     recipe.similarity(system, torch.rand(3, 1, 8, 8, requires_grad=True), x).sum().backward()
     assert x.grad is None
     recipe.loss(system, Batch(x.detach()), step()).backward()
-    assert all(p.grad is None for p in system.source.parameters())
+    assert all(p.grad is None for p in system.source.model.parameters())
     assert any(float(p.grad.abs().max()) > 0 for p in system.model.parameters())
 
 
@@ -199,7 +199,17 @@ def test_the_sources_batch_norm_stands_still(shapes):
     model = cnn()
     Trainer(**TRAINER).fit(Watched(layer="2", **SMALL), model, shapes)
     assert same(held[0], model)
+    assert held[0] is not model
     assert not any(m.training for m in held[0].modules())
+
+
+def test_the_source_is_moved_with_the_rest_but_not_saved(shapes, tmp_path):
+    system = system_of(RECIPES[0]).double()
+    assert next(system.source.model.parameters()).dtype == torch.float64
+    assert not [name for name in system.state_dict() if name.startswith("source")]
+    assert not any(p.requires_grad for p in system.source.model.parameters())
+    system.train()
+    assert not system.source.model.training
 
 
 def test_the_generator_is_built_again_from_recipe_and_space(shapes):

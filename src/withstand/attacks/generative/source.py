@@ -1,6 +1,7 @@
 """What a generator learns against: a classifier that stands still."""
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,18 +15,25 @@ from withstand.models.target import core
 class Source(nn.Module):
     """A frozen copy of a classifier: always in eval mode, its parameters without gradients.
 
-    Its normalisation is that of the `Normalised` around it (load_model(mean=, std=) puts one there), else none; what a model
-    normalises inside of itself is part of its layers. Submodules go by the names that they have without wrappers.
+    It is no part of what training saves or counts, but goes to the device with the rest. Its normalisation is that of the
+    `Normalised` around it (load_model(mean=, std=) puts one there), else none; what a model normalises inside of itself is
+    part of its layers. Submodules go by the names that they have without wrappers.
     """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.model = copy.deepcopy(model).requires_grad_(False)
-        self.train(False)
+        self._held = [
+            copy.deepcopy(model).requires_grad_(False).eval()
+        ]  # a list hides it from parameters() and train()
 
-    def train(self, mode: bool = True) -> "Source":
-        """Eval mode, whatever is asked: batch statistics would leak, and move its buffers."""
-        return super().train(False)
+    @property
+    def model(self) -> nn.Module:
+        """The classifier."""
+        return self._held[0]
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "Source":
+        self.model._apply(fn, recurse)
+        return super()._apply(fn, recurse)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.model(x)
