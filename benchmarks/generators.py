@@ -32,7 +32,7 @@ NETWORKS = ("cifar10_resnet20", "cifar10_resnet56", "cifar10_cnn_a_adv2")
 
 def main(out: Path = RESULTS, quick: bool = False) -> dict[str, Any]:
     """Time all contestants and write `out`. quick: 16 images, one round, ResNet-20 and small generators only."""
-    n, rounds = (16, 1) if quick else (50, 3)
+    n, rounds = (16, 1) if quick else (32, 3)
     x, y = pretrained.images(n)
     some = SIZES[:2] if quick else SIZES
     with torch.random.fork_rng():

@@ -39,7 +39,7 @@ GENERATORS: dict[str, dict[str, Any]] = {
 }
 SCALES: dict[str, dict[str, Any]] = {
     "smoke": {"classifier_epochs": 4, "epochs": 3, "switch": 1, "inner": 2, "images": 40, "timed": 2},
-    "cpu": {"classifier_epochs": 25, "epochs": 30, "switch": 8, "inner": 10, "images": 200, "timed": 7},
+    "cpu": {"classifier_epochs": 20, "epochs": 16, "switch": 5, "inner": 5, "images": 120, "timed": 7},
 }
 
 _PAPER = "Bai et al., 2020, arXiv 2002.02196, abstract"
