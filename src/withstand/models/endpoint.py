@@ -1,11 +1,6 @@
 """Classifiers behind an HTTP address, and the log that spends no query twice."""
 
 import hashlib
-import http.client
-import json
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Mapping
 from os import PathLike
 from typing import Any, get_args
@@ -14,11 +9,10 @@ import numpy as np
 
 from withstand.errors import Unavailable, bad
 from withstand.models.blackbox import BlackBox, Kind
+from withstand.models.http import Caller
 from withstand.models.normalise import Pair
 from withstand.models.query_log import QueryLog, key_of
 from withstand.protocols import Space
-
-_PASSING = {408, 425, 429}  # and 500 to 599: worth another try
 
 
 class HttpTarget(BlackBox):
@@ -49,16 +43,11 @@ class HttpTarget(BlackBox):
         tries after a failure that may pass, each twice as long after the last, from `backoff` seconds on. headers: sent
         along, e.g. {"Authorization": "Bearer ..."}. log: an append-only file of questions and answers; what it holds is
         answered from it. Raises: BadInput; Unavailable for a log that another process holds."""
-        if not url.startswith(("http://", "https://")):
-            raise bad("model", url, "an address that begins with http:// or https://")
+        self._caller = Caller(url, timeout, retries, backoff, headers, log is not None)
         if outputs not in (None, *get_args(Kind)):
             raise bad("outputs", repr(outputs), " or ".join(map(repr, get_args(Kind))))
-        if not timeout > 0 or retries < 0 or backoff < 0:
-            raise bad("timeout, retries, backoff", (timeout, retries, backoff), "seconds > 0, times >= 0, seconds >= 0")
         super().__init__(name or url, Space(tuple(shape) if shape else None, (0.0, 1.0), classes), normalise, batch)
         self.url, self.sent = url, 0
-        self._timeout, self._retries, self._backoff = timeout, retries, backoff
-        self._headers = {"Content-Type": "application/json", "Accept": "application/json", **(headers or {})}
         self._log = None if log is None else QueryLog(log, url)
         self._kind: Kind | None = outputs
         self._declared = outputs
@@ -90,34 +79,9 @@ class HttpTarget(BlackBox):
         return self._checked({held[0][0]: [answer for _, answer in held]}, len(x))
 
     def _post(self, x: np.ndarray) -> Any:
-        body = json.dumps({"inputs": x.tolist()}).encode()
-        request = urllib.request.Request(self.url, body, self._headers, method="POST")
-        tries = 0
-        while not isinstance(got := self._once(request), bytes):
-            problem, passing = got
-            tries += 1
-            if not passing or tries > self._retries:
-                raise Unavailable(f"{self.url} {problem} (tries: {tries}).{self._resume()}")
-            time.sleep(self._backoff * 2 ** (tries - 1))
+        answer = self._caller.post({"inputs": x.tolist()}, _allowed(self._kind))
         self.sent += len(x)
-        try:
-            return json.loads(got)
-        except ValueError:
-            raise self._garbage(f"{got[:80]!r}, which is no JSON") from None
-
-    def _once(self, request: urllib.request.Request) -> bytes | tuple[str, bool]:
-        """The body of the answer, or what went wrong and whether that may pass."""
-        try:
-            with urllib.request.urlopen(request, timeout=self._timeout) as response:
-                return response.read()
-        except urllib.error.HTTPError as error:
-            said = error.read(300).decode("utf-8", "replace").strip()
-            return f"answered {error.code} {error.reason}: {said}", error.code in _PASSING or error.code >= 500
-        except (OSError, http.client.HTTPException) as error:
-            reason = getattr(error, "reason", error)
-            if isinstance(reason, TimeoutError):
-                return f"did not answer within {self._timeout:g} seconds", True
-            return f"cannot be reached: {reason or type(error).__name__}", True
+        return answer
 
     def _checked(self, answer: Any, n: int) -> np.ndarray:
         """The answer as an array; settles kind and class count at the first one."""
@@ -151,9 +115,9 @@ class HttpTarget(BlackBox):
         return values
 
     def _garbage(self, got: str, kind: Kind | None = None) -> Unavailable:
-        wanted = f'{{"{kind}": ...}}' if kind else " or ".join(f'{{"{k}": ...}}' for k in get_args(Kind))
-        return Unavailable(f"{self.url} returned {got}; allowed: {wanted}, one entry for each image.{self._resume()}")
+        return self._caller.garbage(got, _allowed(kind))
 
-    def _resume(self) -> str:
-        kept = "Its answers so far are kept; run" if self._log is not None else "Run"
-        return f" {kept} the same command again to go on from here."
+
+def _allowed(kind: Kind | None) -> str:
+    said = f'{{"{kind}": ...}}' if kind else " or ".join(f'{{"{k}": ...}}' for k in get_args(Kind))
+    return f"{said}, one entry for each image"

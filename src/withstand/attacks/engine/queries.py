@@ -8,22 +8,25 @@ from withstand.errors import bad
 
 
 class Queries:
-    """The questions that a minimum-distance black-box attack asks of its problem.
+    """The questions that a black-box attack asks of its problem.
 
     Every question counts in `p.forwards`, the clean pass included; no row asks more than `budget` times. The notes of the
     result get `trace_queries`, a tuple of T query counts, and `trace` [N, T], the distance of the closest point
-    that was known after as many queries (infinite where there was none).
+    that was known after as many queries (infinite where there was none); for attacks that fill a given set `values` [N, T]
+    instead, the objective at the best point known after each query.
     """
 
     def __init__(self, p: Problem, budget: int) -> None:
         if p.criterion is None:
             raise bad("objective", repr(p.objective), "an objective with a goal, such as margin()")
         self.p, self.budget, self._reached = p, budget, p.criterion
-        self._counts = tuple(sorted({budget >> i for i in range(budget.bit_length())}))
-        self._grid = torch.tensor(self._counts, device=p.x.device)
+        near = p.nearest
+        counts = sorted({budget >> i for i in range(budget.bit_length())}) if near else range(1, budget + 1)
+        self._grid = torch.tensor(counts, device=p.x.device)
         self._trace = torch.full((len(p.x), len(self._grid)), torch.inf, dtype=p.x.dtype, device=p.x.device)
-        p.notes.update(trace=self._trace, trace_queries=self._counts)
+        p.notes.update({"trace" if near else "values": self._trace, "trace_queries": tuple(counts)})
         p.clean  # noqa: B018 (the first question)
+        self._known = p.best_distance if near else p.best_value
         self._record(p.alive)
 
     @property
@@ -63,7 +66,7 @@ class Queries:
     def _record(self, rows: Tensor) -> None:
         p = self.p
         before = p.forwards[rows, None] <= self._grid
-        self._trace[rows] = torch.where(before, p.best_distance[rows, None], self._trace[rows])
+        self._trace[rows] = torch.where(before, self._known[rows, None].to(self._trace), self._trace[rows])
 
 
 def _closest(p: Problem, rows: Tensor, z: Tensor, hit: Tensor) -> Tensor:
