@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from withstand.attacks.noise import Noise
     from withstand.attacks.opt import OPT
     from withstand.attacks.pgd import PGD
+    from withstand.attacks.retrieval.qair import QAIR
     from withstand.attacks.sign_opt import SignOPT
     from withstand.attacks.square import Square
     from withstand.attacks.transfer.named import (
@@ -66,6 +67,7 @@ __all__ = [
     "PGD",
     "PGN",
     "Problem",
+    "QAIR",
     "SI",
     "SINITIDIM",
     "SSA",

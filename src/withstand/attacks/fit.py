@@ -71,7 +71,7 @@ def fit_attack(
     data: the attacker's examples, a data set or what `load_data` reads (its training part). out: a folder for
     checkpoints, history and weights; the same call with the same folder goes on where it stopped. validation: a data set,
     or a share of the examples to hold out, by whose clean accuracy the best epoch of a surrogate is chosen; None: the last
-    counts. Parts that are no classifiers are not validated. trainer, or its settings one by one, which override the
+    counts. Where labels play no part, and for parts that are no classifiers, nothing is validated. trainer, or its settings one by one, which override the
     recipe's own (those of its paper); see `Trainer`. name: of the result in tables. scratch: begin with fresh weights.
 
     Raises:
@@ -87,7 +87,7 @@ def fit_attack(
         raise bad("settings", ", ".join(settings), "none beside trainer=", "Put them into the trainer.")
     trainer = trainer or Trainer(**{**recipe.defaults, **settings})
     whole = recipe.ships == "model"
-    learned, held = split(examples, validation if whole else None, seed)
+    learned, held = split(examples, validation if whole and recipe.labelled else None, seed)
     fitted = trainer.fit(recipe, module, learned, held, None, out, seed, progress, loggers)
     name = name or f"{target.name} + {recipe.component_name}"
     if out is not None and fitted.rank == 0:

@@ -17,6 +17,9 @@ _HOMES = {
     "load_weights": "withstand.models.weights",
     "OnnxTarget": "withstand.models.onnx",
     "HttpTarget": "withstand.models.endpoint",
+    "HttpRetriever": "withstand.models.retrieval",
+    "ImageIndex": "withstand.models.retrieval",
+    "RetrievalTarget": "withstand.models.retrieval",
     "BranchNorm": "withstand.models.layers.branch_norm",
     "add_branches": "withstand.models.layers.branch_norm",
     "keep_branch": "withstand.models.layers.branch_norm",
@@ -49,6 +52,9 @@ if TYPE_CHECKING:
     from withstand.models.layers import route as route
     from withstand.models.load import load_model as load_model
     from withstand.models.onnx import OnnxTarget as OnnxTarget
+    from withstand.models.retrieval import HttpRetriever as HttpRetriever
+    from withstand.models.retrieval import ImageIndex as ImageIndex
+    from withstand.models.retrieval import RetrievalTarget as RetrievalTarget
     from withstand.models.state import frozen as frozen
     from withstand.models.target import Logits as Logits
     from withstand.models.target import Normalised as Normalised

@@ -52,14 +52,18 @@ def load_model(
     mean, std: per channel, in units of the [0, 1] range, or the name of a preset ("imagenet", "cifar10", "half",
     "none"); default: what the source says, which the target's `notes` repeat. classes: K, where it does not say.
     outputs: "probabilities" for a model that returns them: their logarithm stands for the logits.
+    task: "retrieval" for a search engine, http(s)://.../retrieve or file.py:factory (which returns a retrieval target),
+    images [N, C, H, W] -> ranked ids.
     options: pretrained (timm, torchvision: fetch the published weights, the default without `weights`; False: an
     untrained network, the same each time), size (timm, torchvision: side of the input that the weights were trained
-    for); for .onnx see `OnnxTarget`, for http(s) `HttpTarget`.
+    for); for .onnx see `OnnxTarget`, for http(s) `HttpTarget` or `HttpRetriever`.
     Raises: BadInput, MissingExtra or Unavailable, each with what to do about it.
     """
     if not isinstance(spec, str):
         raise bad("model", type(spec).__name__, f"a text such as {SPECS}", "For a module, call as_target.")
     kind, _, rest = spec.partition(":")
+    if task == "retrieval":
+        return _engine(spec, name=name, **options)
     if kind in ("http", "https") or spec.endswith(".onnx"):
         return _black_box(spec, weights, mean, std, classes, task, name=name, outputs=outputs, **options)
     if kind == "artefact":
@@ -109,6 +113,26 @@ def _known_options(build: Callable[..., Any], spec: str, options: dict[str, Any]
     for option in options:
         if option not in known:
             raise unknown(f"{spec}: option", option, [*known, "name", "outputs"])
+
+
+def _engine(spec: str, **options: Any) -> Target:
+    from withstand.models.retrieval import HttpRetriever, RetrievalTarget
+
+    given = {k: v for k, v in options.items() if v is not None}
+    if spec.startswith(("http://", "https://")):
+        _known_options(HttpRetriever, spec, given)
+        return HttpRetriever(spec, **given)
+    if ".py:" not in spec:
+        raise bad("model", spec, "http(s)://.../retrieve or file.py:factory for task='retrieval'")
+    if unsuited := given.keys() - {"name"}:
+        raise bad(f"{spec}: {min(unsuited)}", given[min(unsuited)], "nothing", "The factory itself makes the engine.")
+    made, _ = sources.made_by((spec[: spec.rfind(".py") + 3], spec[spec.rfind(".py") + 4 :]))
+    if not isinstance(made, RetrievalTarget):
+        raise bad(
+            f"{spec}()", f"a {type(made).__name__}", "a RetrievalTarget", "Wrap the engine: RetrievalTarget(fn, k)."
+        )
+    made.name = given.get("name", made.name)
+    return made
 
 
 def _black_box(spec: str, weights: Any, mean: Any, std: Any, classes: int | None, task: str, **options: Any) -> Target:

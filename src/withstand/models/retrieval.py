@@ -82,10 +82,12 @@ class RetrievalTarget:
         """
         sent = self._images(x)
         found: list[list[Item]] = []
-        for part in sent.split(self._batch or max(1, len(sent))):
-            found += self._asked(part)
+        try:
+            for part in sent.split(self._batch or max(1, len(sent))):
+                found += self._asked(part)
+        finally:
             for listener in self.listeners:
-                listener(len(part))
+                listener(len(found))
         return found
 
     def view(self, ids: Sequence[Item], like: Tensor, show: Any = None) -> Tensor:
@@ -137,7 +139,7 @@ class RetrievalTarget:
         if not isinstance(x, Tensor) or x.dim() != 4 or not x.is_floating_point():
             got = f"{x.dtype} {list(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
             raise bad("x", got, "float images [N, C, H, W] in [0, 1]")
-        if len(x) and not (0 <= float(x.min()) and float(x.max()) <= 1):
+        if len(x) and not (float(x.min()) >= 0 and float(x.max()) <= 1):
             raise bad("x", f"values in [{float(x.min()):.4g}, {float(x.max()):.4g}]", "values in [0, 1]")
         return x.detach().to("cpu", torch.float32)
 
@@ -257,6 +259,7 @@ class ImageIndex(RetrievalTarget):
         self._position = {item: i for i, item in enumerate(self.ids)}
         vectors = torch.cat([self.embed(part) for part in self.gallery.split(batch)])
         self.index = Index(vectors, metric, backend)
+        name = name or type(self).__name__
         super().__init__(self._search, k, self._shown, name=name, shape=gallery.shape[1:], batch=batch, log=log)
 
     def embed(self, x: Tensor) -> Tensor:
@@ -321,7 +324,7 @@ def _seen(show: Any, item: Item, shape: tuple[int, ...]) -> Tensor:
         raise bad("id", f"{item!r} ({type(error).__name__}: {error})", "an item that image_of_id knows") from None
     if tuple(image.shape) != shape or not image.is_floating_point():
         raise bad(f"image of {item!r}", f"{image.dtype} {list(image.shape)}", f"float {list(shape)}, as the queries")
-    if not (0 <= float(image.min()) and float(image.max()) <= 1):
+    if not (float(image.min()) >= 0 and float(image.max()) <= 1):
         raise bad(f"image of {item!r}", f"values in [{float(image.min()):.4g}, {float(image.max()):.4g}]", "[0, 1]")
     return image
 

@@ -157,6 +157,15 @@ def zoo(name: str, state: State, classes: int | None, *, pretrained: bool | None
 
 def python_file(place: tuple[str, str], state: State, classes: int | None) -> Built:
     """`factory()` of a Python file: a module that takes images in [0, 1], or one whose mean and std are given."""
+    made, code = made_by(place)
+    if not isinstance(made, nn.Module):
+        got = f"{Path(place[0]).expanduser()}:{place[1]}()"
+        raise bad(got, f"a {type(made).__name__}", "a torch.nn.Module", "Return the model itself.")
+    return Built(made, None, classes, text=code)
+
+
+def made_by(place: tuple[str, str]) -> tuple[Any, str]:
+    """What `factory()` of a Python file returns, and the file's text."""
     file, factory = Path(place[0]).expanduser(), place[1]
     if not file.is_file():
         raise bad("model", f"{file}, which is not a file", "an existing file: path/to/file.py:factory")
@@ -168,10 +177,7 @@ def python_file(place: tuple[str, str], state: State, classes: int | None) -> Bu
         raise bad("model", str(file), f"{file}:factory", f"Functions of that file: {', '.join(functions) or 'none'}.")
     if not hasattr(loaded, factory):
         raise unknown(f"{file}: factory", factory, functions)
-    made = _run(f"{file}:{factory}()", getattr(loaded, factory), file.parent)
-    if not isinstance(made, nn.Module):
-        raise bad(f"{file}:{factory}()", f"a {type(made).__name__}", "a torch.nn.Module", "Return the model itself.")
-    return Built(made, None, classes, text=code.decode("utf-8", "replace"))
+    return _run(f"{file}:{factory}()", getattr(loaded, factory), file.parent), code.decode("utf-8", "replace")
 
 
 def _imported(name: str, file: Path) -> Any:

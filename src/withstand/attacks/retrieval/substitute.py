@@ -8,8 +8,10 @@ from pydantic import PlainValidator
 from torch import Tensor, nn
 
 from withstand.attacks.engine import Problem
+from withstand.attacks.fit import FittedAttack
 from withstand.attacks.retrieval.relevance import Gain, gains
 from withstand.errors import bad
+from withstand.models.record import TrainingRecord
 from withstand.models.retrieval import Item, as_embedding
 from withstand.models.state import frozen
 from withstand.models.target import TorchTarget, is_target
@@ -20,16 +22,23 @@ _BATCH = 64  # images of items embedded at once
 
 def _substitute(value: Any) -> Any:
     """An embedding, or the text of one, which is loaded when it is needed first."""
-    if value is None or isinstance(value, str) or is_target(value):
+    if value is None or isinstance(value, (str, nn.Module)) or is_target(value):
         return value
-    module = value if isinstance(value, nn.Module) else getattr(value, "module", None)
-    if isinstance(module, nn.Module):
-        return TorchTarget(module, task="embedding")
+    if isinstance(value, FittedAttack):
+        target = TorchTarget(value.module, value.name, value.space, task="embedding")
+        target.record = TrainingRecord(value.history)
+        return target
     raise bad("substitute", type(value).__name__, "a torch module, or a text such as artefact:stolen")
 
 
 Substitute = Annotated[Any, PlainValidator(_substitute)]
 """The type of a field that holds an embedding of images, None, or the text of one."""
+
+
+def stealing_cost(substitute: Any) -> int | None:
+    """How many questions a substitute was stolen with; None where it was not, or nothing is known of its training."""
+    record = getattr(_resolved(substitute), "record", None)
+    return int(record.history[-1]["queries"]) if record and record.history and "queries" in record.history[-1] else None
 
 
 class Prior:
@@ -72,15 +81,19 @@ def embedded(module: nn.Module, x: Tensor) -> Tensor:
     return F.normalize(f, dim=1)
 
 
-_LOADED: dict[str, nn.Module] = {}
+_LOADED: dict[str, Any] = {}
 
 
 def loaded(substitute: Any) -> nn.Module:
     """The module of a substitute, images to vectors [N, D]; texts are loaded once."""
+    return as_embedding(_resolved(substitute))
+
+
+def _resolved(substitute: Any) -> Any:
     if not isinstance(substitute, str):
-        return as_embedding(substitute)
+        return substitute
     if substitute not in _LOADED:
         from withstand.models import load_model
 
-        _LOADED[substitute] = as_embedding(load_model(substitute))
+        _LOADED[substitute] = load_model(substitute)
     return _LOADED[substitute]
