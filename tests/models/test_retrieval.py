@@ -1,19 +1,16 @@
 """Retrieval engines as targets: what they answer, what is refused, what a log is good for."""
 
-import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import nn
 
 import withstand as ws
 from withstand.errors import BadInput, Unavailable
 from withstand.models import HttpRetriever, ImageIndex, RetrievalTarget
 from withstand.protocols import Target
+
+from tests.models.search_engine import Engine, png
 
 gallery = ws.Rows.count(0, 40).uniform((1, 6, 6), "gallery")
 x = ws.Rows.count(1, 7).uniform((1, 6, 6), "queries")
@@ -37,53 +34,10 @@ def failing(after, then=nearest):
     return answer
 
 
-class Engine:
-    """A server of POST /retrieve and GET /items/ID.png; `answer(images)` may return any body, or (status, body)."""
-
-    def __init__(self, answer):
-        self.asked, self.questions, self.answer = [], [], answer
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self):
-                question = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                outer.questions.append(question)
-                outer.asked.append(len(question["inputs"]))
-                made = outer.answer(question["inputs"])
-                status, body = made if isinstance(made, tuple) else (200, made)
-                self.reply(status, body if isinstance(body, bytes) else json.dumps(body).encode())
-
-            def do_GET(self):
-                item = int(self.path.rpartition("/")[2].removesuffix(".png"))
-                self.reply(*((200, png(gallery[item])) if item < len(gallery) else (404, b"no such item")))
-
-            def reply(self, status, body):
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *args):
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}/retrieve"
-        self.images = self.url.replace("retrieve", "items/{id}.png")
-        threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
-
-
-def png(image):
-    import io
-
-    file = io.BytesIO()
-    Image.fromarray((image[0] * 255).round().to(torch.uint8).numpy()).save(file, "PNG")
-    return file.getvalue()
-
-
 @pytest.fixture
 def engine(monkeypatch):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    made = Engine(lambda images: {"ids": nearest(images)})
+    made = Engine(lambda images: {"ids": nearest(images)}, gallery)
     yield made
     made.server.shutdown()
     made.server.server_close()
@@ -165,6 +119,11 @@ def test_images_out_of_range_are_refused_before_the_question(images, said):
     with pytest.raises(BadInput, match=rf"x: got .*{said}"):
         target(images)
     assert target.sent == 0
+
+
+def test_images_of_another_shape_are_refused_where_the_shape_is_known():
+    with pytest.raises(BadInput, match=r"x: got images \[1, 6, 6\]; allowed: images \[3, 6, 6\], as nearest takes"):
+        RetrievalTarget(nearest, shape=(3, 6, 6))(x)
 
 
 def test_an_engine_that_fails_is_said():

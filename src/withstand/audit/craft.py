@@ -42,6 +42,10 @@ class Craft(Check):
 
     component_name = "craft"
 
+    @property
+    def task(self) -> str:  # type: ignore[override]
+        return "retrieval" if self.attack.access == "top_k" else "classification"
+
     def rows(
         self, target: Target, shard: Batch, given: Mapping[str, Any], artefact: Any, ctx: Context
     ) -> Iterable[Row]:
@@ -51,13 +55,18 @@ class Craft(Check):
             target, x, shard.y, seed=ctx.seed, ids=shard.ids, block=ctx.block, progress=ctx.progress
         )  # fmt: skip
         x_adv, success = found.x_adv, found.success
-        prediction = predict(target, x_adv, ctx).argmax(1)
-        if self.attack.keep == "last" and shard.y is not None:
-            success = prediction != shard.y  # the attack itself asks nothing about its last iterates
-        if self.rounded:
-            x_adv = towards(x_adv, x)
-            exact, prediction = prediction, predict(target, x_adv, ctx).argmax(1)
-            success = success & (prediction == exact)
+        if self.task == "retrieval":
+            x_adv = towards(x_adv, x) if self.rounded else x_adv
+            success = _apart(target, x, x_adv)
+            prediction = torch.full_like(shard.ids, -1)
+        else:
+            prediction = predict(target, x_adv, ctx).argmax(1)
+            if self.attack.keep == "last" and shard.y is not None:
+                success = prediction != shard.y  # the attack itself asks nothing about its last iterates
+            if self.rounded:
+                x_adv = towards(x_adv, x)
+                exact, prediction = prediction, predict(target, x_adv, ctx).argmax(1)
+                success = success & (prediction == exact)
         distance = self.attack.threat.distance(x.double(), x_adv.double()) if self.attack.threat else found.distance
         np.save(ctx.folder / "x.npy", x_adv.cpu().numpy())
         labels = shard.y if shard.y is not None else prediction
@@ -65,6 +74,11 @@ class Craft(Check):
         columns = (shard.ids, success, found.value, labels, prediction, distance, cost)
         for id_, won, value, label, guess, far, spent in zip(*(c.tolist() for c in columns)):
             yield Row("image", id_, {"attack": repr(self.attack)}, not won, value, label, guess, far, spent)
+
+
+def _apart(target: Target, x: torch.Tensor, x_adv: torch.Tensor) -> torch.Tensor:
+    """Whether an engine's lists of two batches share nothing, bool [N]; asks both anew (a log answers the clean ones)."""
+    return torch.tensor([not set(a) & set(b) for a, b in zip(target(x), target(x_adv))], device=x.device)
 
 
 def craft(

@@ -127,7 +127,8 @@ def make_plan(
     for target in targets.values():
         check_compatible(target, examples)  # an endpoint learns here what it returns, and so what it allows
     access = frozenset().union(*(t.access for t in targets.values()))
-    chosen = checks_of(preset, checks, examples.space, given or {}, access)
+    tasks = {t.task for t in targets.values()}
+    chosen = checks_of(preset, checks, examples.space, given or {}, access, tasks)
     needs = {need.name: need.what for check in chosen.values() for need in check.needs}
     for name in given or {}:
         if name not in needs:
@@ -145,9 +146,10 @@ def make_plan(
         device=device,
         block=block,
     )
+    labelled = {need.name for check in chosen.values() if check.task == "classification" for need in check.needs}
     for name, thing in plan.given.items():
         if needs[name] == "model":
-            check_compatible(thing, plan.data)
+            check_compatible(thing, plan.data, labels=name in labelled)
     return plan
 
 

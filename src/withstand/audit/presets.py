@@ -77,6 +77,15 @@ BLACK_BOX: dict[str, tuple[str, ...]] = {
 }
 """Instead of a preset's own black-box checks where no model shows gradients."""
 
+OTHERS: dict[str, dict[str, tuple[str, ...]]] = {
+    "retrieval": {
+        "quick": ("retrieval({linf}, attack=qair(queries=100), examples=32)",),
+        "standard": ("retrieval({linf}, examples=100)",),
+        "full": ("retrieval({linf}, attack=qair(queries=500), examples=500)",),
+    },
+}
+"""The presets of tasks other than classification."""
+
 
 def checks_of(
     preset: str = "standard",
@@ -84,19 +93,20 @@ def checks_of(
     space: Space | None = None,
     given: Collection[str] = (),
     access: Collection[str] | None = None,
+    tasks: Collection[str] = ("classification",),
 ) -> dict[str, Check]:
     """The checks of a preset that apply, or those named, by name. Two of one kind are told apart by a number.
 
     checks: components or texts, taken as they are. For presets: space: of the data, which decides the radii and whether
     the images can be corrupted; None: as CIFAR-10. given: names of what the user gave beside models and data. access: what
-    at least one of the models allows; None: everything.
+    at least one of the models allows; None: everything. tasks: of the models.
 
     Raises: BadInput for an unknown preset or check, and for a list without one.
     """
     if checks is None:
         if preset not in PRESETS:
             raise unknown("preset", preset, PRESETS)
-        checks = _applying(preset, space or Space((3, 32, 32)), given, access)
+        checks = _applying(preset, space or Space((3, 32, 32)), given, access, tasks)
     if not checks:
         raise bad("checks", "none", f"at least one of {', '.join(e.name for e in entries('check'))}")
     made: dict[str, Check] = {}
@@ -128,13 +138,15 @@ def radii_of(space: Space) -> tuple[str, str]:
     return "linf(8/255)", "l2(0.5)"
 
 
-def _applying(preset: str, space: Space, given: Collection[str], access: Collection[str] | None) -> list[Check]:
+def _applying(
+    preset: str, space: Space, given: Collection[str], access: Collection[str] | None, tasks: Collection[str]
+) -> list[Check]:
     linf, l2 = radii_of(space)
-    texts = PRESETS[preset]
-    if access is not None and "gradients" not in access:
+    texts = PRESETS[preset] if "classification" in tasks or not OTHERS.keys() & tasks else ()
+    if texts and access is not None and "gradients" not in access:
         texts = tuple(t for t in texts if not t.startswith("blackbox")) + BLACK_BOX[preset]
     found = []
-    for text in texts:
+    for text in (*texts, *(text for task in tasks for text in OTHERS.get(task, {}).get(preset, ()))):
         if text.startswith(("corruptions", "saliency")) and not _pictures(space):
             continue
         imagenet = space.shape == (3, 224, 224) and space.classes == 1000

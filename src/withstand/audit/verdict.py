@@ -11,6 +11,8 @@ NONE = 0.005
 def verdict(card: Scorecard, model: str) -> str:
     """What the model withstands, how that compares with its ordinary accuracy, and whether to believe it."""
     clean = [m for _, m in card.metrics("clean_accuracy", model)]
+    if not clean and (lists := [m for _, m in card.metrics("attack_success_rate", model)]):
+        return _started(card, _of_lists(max(lists, key=lambda m: m.value)))
     if not clean:
         return "Ordinary accuracy was not measured, so there is nothing to compare with."
     thing = "images" if len(card.data.get("shape") or ()) == 3 else "inputs"
@@ -35,6 +37,11 @@ def verdict(card: Scorecard, model: str) -> str:
     return _started(card, f"{said}: {_advice(left, ordinary)}{doubt}.")
 
 
+def _of_lists(metric: Metric) -> str:
+    said = f"An outsider who sees only its ranked lists made them other lists altogether for {_share(metric)} of images"
+    return f"{said}, where {_may_change(metric, 'images')} and {metric.condition['queries']:,} questions are allowed for each."
+
+
 def _worst(card: Scorecard, model: str) -> Metric | None:
     """The lowest accuracy under attack; where that is none, at the smallest radius at which it is."""
     found = [m for _, m in card.metrics("robust_accuracy", model)]
@@ -51,18 +58,21 @@ def _worst(card: Scorecard, model: str) -> Metric | None:
 
 def _means(metric: Metric, thing: str) -> str:
     """The threat in words: who may change what by how much."""
+    what = _may_change(metric, thing)
+    if metric.name == "black_box_accuracy":
+        what += f" by someone who sees only its answers, {metric.condition.get('queries', 0):,} at most"
+    return what
+
+
+def _may_change(metric: Metric, thing: str) -> str:
     threat, eps = str(metric.condition.get("threat", "")), metric.condition.get("eps", 0.0)
     one = thing.removesuffix("s")
     if threat == "linf":
         unit = "pixel" if thing == "images" else "value"
-        what = f"each {unit} may change by {radius_text(eps)}"
-    elif threat == "l0":
-        what = f"{eps:g} values of each {one} may change"
-    else:
-        what = f"each {one} may change by {radius_text(eps)} ({threat.capitalize()})"
-    if metric.name == "black_box_accuracy":
-        what += f" by someone who sees only its answers, {metric.condition.get('queries', 0):,} at most"
-    return what
+        return f"each {unit} may change by {radius_text(eps)}"
+    if threat == "l0":
+        return f"{eps:g} values of each {one} may change"
+    return f"each {one} may change by {radius_text(eps)} ({threat.capitalize()})"
 
 
 def _advice(left: float, ordinary: float) -> str:

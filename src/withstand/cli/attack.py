@@ -35,6 +35,9 @@ def run(
     seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; default the best at hand.")] = None,
     block: Annotated[int | None, typer.Option(min=1, help="Examples per pass; default by the device.")] = None,
+    log: Annotated[
+        Path | None, typer.Option(help="Questions to an address and its answers: what it holds is not asked again.")
+    ] = None,
     engine: Annotated[str, typer.Option(help="local, or ray for the workers of a cluster.")] = "local",
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over instead of continuing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the manifest.")] = False,
@@ -54,7 +57,15 @@ def run(
     chosen = parse(attack, "attack")
     with resumable("The same command continues."), progress() as report:
         loaded, _ = load_models(
-            [model], [str(weights)] if weights else None, mean, std, outputs, allow_pickle, classes=classes
+            [model],
+            [str(weights)] if weights else None,
+            mean,
+            std,
+            outputs,
+            allow_pickle,
+            classes=classes,
+            log=log,
+            task="retrieval" if chosen.access == "top_k" else "classification",
         )
         made = craft(
             loaded,

@@ -59,6 +59,13 @@ def run(
         list[str] | None,
         typer.Option(metavar="NAME=SPEC", help="What checks need: surrogate=MODEL, ood=DATA; repeatable."),
     ] = None,
+    task: Annotated[
+        str,
+        typer.Option(help="classification, or retrieval for engines behind http(s)://.../retrieve or FILE.py:FACTORY."),
+    ] = "classification",
+    log: Annotated[
+        Path | None, typer.Option(help="Questions to an address and its answers: what it holds is not asked again.")
+    ] = None,
     engine: Annotated[str, typer.Option(help="local, or ray for the workers of a cluster.")] = "local",
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Start over instead of continuing the run in the folder.")
@@ -83,11 +90,11 @@ def run(
     The same command with the same folder continues a run that was stopped, at whatever moment.
     """
     from withstand.audit import audit
-    from withstand.audit.presets import checks_of
+    from withstand.audit.presets import OTHERS, checks_of
     from withstand.audit.requirements import Requirement
     from withstand.cli.console import print_card, progress, resumable, say
     from withstand.cli.specs import load_models, load_sample, run_folder, split_given
-    from withstand.errors import bad
+    from withstand.errors import bad, unknown
 
     for text in fail_under or []:
         Requirement.read(text)
@@ -96,6 +103,8 @@ def run(
         raise bad("--data", "nothing", "the data to audit on", "For example --data cifar10; see: withstand list data")
     if demo and (data, weights, mean, std) != (None, None, None, None):
         raise bad("MODEL", "none, with --data, --weights, --mean or --std", "a model to go with them")
+    if task not in ("classification", *OTHERS):
+        raise unknown("task", task, ("classification", *OTHERS))
     preset = preset or ("quick" if demo else "standard")
     checks_of(preset, checks)  # refused before models are loaded
     folder = out or run_folder(models if not demo else None, data, "checks" if checks else preset)
@@ -108,7 +117,7 @@ def run(
         else:
             assert models is not None
             assert data is not None
-            loaded, others = load_models(models, weights, mean, std, outputs, allow_pickle, given, classes)
+            loaded, others = load_models(models, weights, mean, std, outputs, allow_pickle, given, classes, task, log)
             examples = load_sample(data, split, limit, size, channels, root, download)
         with progress() as report:
             card = audit(

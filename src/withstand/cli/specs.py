@@ -26,11 +26,18 @@ def load_models(
     allow_pickle: bool = False,
     given: list[str] | None = None,
     classes: int | None = None,
+    task: str = "classification",
+    log: Path | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The models by name, and what else is given by name: a model where weights are named for it, else its text."""
+    """The models by name, and what else is given by name: a model where weights are named for it, else its text.
+
+    task: of the models. log: of the questions to an address, which is then the only model.
+    """
     from withstand.models import load_model
 
     specs = [split_name(text) for text in texts]
+    if log is not None and [spec.startswith(("http://", "https://")) for _, spec in specs] != [True]:
+        raise bad("--log", log, "a file for one model behind an http(s) address")
     others = dict(split_given(text) for text in given or [])
     files, named = _weights(weights or [], [name for name, _ in specs if name] + list(others))
     if len(files) > len(specs):
@@ -47,7 +54,7 @@ def load_models(
     models: dict[str, Any] = {}
     for position, (name, spec) in enumerate(specs):
         chosen = named.get(name or "") or (files[position] if position < len(files) else None)
-        target = load_model(spec, weights=chosen, name=name, **settings)
+        target = load_model(spec, weights=chosen, name=name, task=task, **settings, **({"log": log} if log else {}))
         if target.name in models:
             raise bad("MODEL", f"{target.name!r} twice", "each name once", "Write NAME=MODEL to tell them apart.")
         models[target.name] = target

@@ -1,6 +1,7 @@
 """Whether a model and a data set fit each other, found out with one small batch before any work."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,15 +15,21 @@ def check_compatible(target: Target, data: Dataset, labels: bool = True, n: int 
     """Run the first n examples through the model and report everything that does not fit, in one error.
 
     labels: whether the set's labels will be used; False for sets that only serve as unfamiliar inputs.
+    A retrieval engine is asked with one example, and labels play no part.
     Returns the space of the two together: shape, box, and the model's class count.
     Raises: BadInput for wrong channels, sizes or class counts, a model that fails on the batch, outputs of the wrong
     rank, NaN or Inf, and probabilities where logits are declared; Unavailable where an endpoint cannot be reached.
     """
+    ranks = target.task == "retrieval"
+    labels = labels and not ranks
     if not len(data):
         raise BadInput(f"{data.name}: an empty set; allowed: at least one example.")
     if problems := list(_declared(target, data, labels)):
         raise BadInput(_said(target, data, problems))
     x = data.batch(range(min(n, len(data)))).x
+    if ranks:  # the engine refuses itself what it cannot work with; one question tells
+        _answer(target, data, x[:1])
+        return Space(tuple(x.shape[1:]), data.space.box)
     logits = _answer(target, data, x)
     if problems := list(_returned(target, data, logits, len(x), labels)):
         raise BadInput(_said(target, data, problems))
@@ -56,7 +63,7 @@ def _classes(k: int, data: Dataset) -> Iterator[str]:
         yield f"classes: the model has {k}, the data has {len(data.classes)} (classes=... when loading either).{mend}"
 
 
-def _answer(target: Target, data: Dataset, x: Tensor) -> Tensor:
+def _answer(target: Target, data: Dataset, x: Tensor) -> Any:
     module = target.module
     try:
         if module is None:

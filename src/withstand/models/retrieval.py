@@ -44,7 +44,7 @@ class RetrievalTarget:
 
     def __init__(
         self,
-        fn: Callable[[Tensor], Any],
+        fn: Callable[[Tensor], Any] | None,
         k: int | None = None,
         image_of_id: Callable[[Any], Tensor] | Mapping[Any, Tensor] | str | None = None,
         *,
@@ -81,6 +81,8 @@ class RetrievalTarget:
         (an empty list, one item twice, fewer than k); what it answered before is in the log.
         """
         sent = self._images(x)
+        if self.space.shape not in (None, tuple(x.shape[1:])):
+            raise bad("x", f"images {list(x.shape[1:])}", f"images {list(self.space.shape or ())}, as {self.name} takes")
         found: list[list[Item]] = []
         try:
             for part in sent.split(self._batch or max(1, len(sent))):
@@ -113,6 +115,7 @@ class RetrievalTarget:
 
     def ask(self, x: Tensor) -> Any:
         """What the engine says to images [n, C, H, W], not yet looked at."""
+        assert self.fn is not None
         try:
             return self.fn(x)
         except WithstandError:
@@ -203,13 +206,13 @@ class HttpRetriever(RetrievalTarget):
         """images: the address or path of an item's picture, with {id} in it. timeout, retries, backoff, headers: as for
         `HttpTarget`; the rest as for `RetrievalTarget`."""
         self._caller = Caller(url, timeout, retries, backoff, headers, log is not None)
-        super().__init__(self._post, k, images, name=name or url, shape=shape, batch=batch, log=log)
+        super().__init__(None, k, images, name=name or url, shape=shape, batch=batch, log=log)
         self.url = url
 
     def fingerprint(self) -> str:
         return hashlib.sha256(repr((self.url, self._declared)).encode()).hexdigest()[:32]
 
-    def _post(self, x: Tensor) -> Any:
+    def ask(self, x: Tensor) -> Any:
         allowed = '{"ids": [[...]]}, one list for each image'
         asked = {} if self._declared is None else {"k": self._declared}
         answer = self._caller.post({"inputs": x.numpy().tolist(), **asked}, allowed)

@@ -98,30 +98,29 @@ class BlackBox(Check):
             found.metrics.append(
                 Metric("median_queries", value, low, high, "exact", len(fallen), "queries", "higher", named)
             )
-        grid = [0, *(int(q) for q in np.unique(np.geomspace(1, max(budget, 2), 25).round()) if q <= budget)]
-        left = [int((queries > q).sum()) for q in grid]
-        ends = [wilson(k, len(queries)) for k in left]
-        data = {
-            "x_label": "queries",
-            "y_label": "accuracy",
-            "x": grid[1:],
-            "log_x": True,
-            "series": [
-                {
-                    "name": attack.component_name,  # type: ignore[attr-defined]
-                    "y": [k / len(queries) for k in left[1:]],
-                    "low": [low for low, _ in ends[1:]],
-                    "high": [high for _, high in ends[1:]],
-                }
-            ],
-        }
         said = threat_text(condition["threat"], condition["eps"])
         caption = (
             f"Share of all examples that stay right while {condition['attack']} asks more and more questions ({said}); "
-            f"before the first question {left[0] / len(queries):.1%}. 95 % intervals (Wilson)."
+            f"before the first question {np.mean(queries > 0):.1%}. 95 % intervals (Wilson)."
         )
-        found.figures.append(Figure("curve", f"Queries to success, {condition['attack']}, {said}", data, caption))
+        title = f"Queries to success, {condition['attack']}, {said}"
+        found.figures.append(queries_figure(queries, budget, condition["attack"], title, "accuracy", caption))
         return found
+
+
+def queries_figure(queries: np.ndarray, budget: int, attack: str, title: str, y_label: str, caption: str) -> Figure:
+    """The share of examples that still stand after so many queries; queries: until each one's fall, infinite for none."""
+    grid = [int(q) for q in np.unique(np.geomspace(1, max(budget, 2), 25).round()) if q <= budget]
+    left = [int((queries > q).sum()) for q in grid]
+    ends = [wilson(k, len(queries)) for k in left]
+    drawn = {
+        "name": attack,
+        "y": [k / len(queries) for k in left],
+        "low": [low for low, _ in ends],
+        "high": [high for _, high in ends],
+    }
+    data = {"x_label": "queries", "y_label": y_label, "x": grid, "log_x": True, "series": [drawn]}
+    return Figure("curve", title, data, caption)
 
 
 def queries_to_success(result: AttackResult, eps: float) -> Tensor:
