@@ -82,7 +82,9 @@ class RetrievalTarget:
         """
         sent = self._images(x)
         if self.space.shape not in (None, tuple(x.shape[1:])):
-            raise bad("x", f"images {list(x.shape[1:])}", f"images {list(self.space.shape or ())}, as {self.name} takes")
+            raise bad(
+                "x", f"images {list(x.shape[1:])}", f"images {list(self.space.shape or ())}, as {self.name} takes"
+            )
         found: list[list[Item]] = []
         try:
             for part in sent.split(self._batch or max(1, len(sent))):

@@ -129,7 +129,9 @@ def test_presets_of_engines_hold_what_applies(preset):
     found = checks_of(preset, space=Space((1, 8, 8)), access={"top_k"}, tasks={"retrieval"})
     assert list(found) == ["retrieval"]
     assert found["retrieval"].threat == Linf(0.15)
-    both = checks_of(preset, space=Space((1, 8, 8)), access={"top_k", "decision", "gradients"}, tasks={"retrieval", "classification"})
+    both = checks_of(
+        preset, space=Space((1, 8, 8)), access={"top_k", "decision", "gradients"}, tasks={"retrieval", "classification"}
+    )
     assert {"clean", "retrieval"} <= {*both}
 
 
