@@ -52,7 +52,7 @@ def test_steal_audit_and_attack(withstand, engine, index, tmp_path):
     (result,) = card["results"]
     numbers = {m["name"]: m["value"] for m in result["metrics"]}
     assert numbers["stealing_queries"] == 80
-    assert 0 < numbers["attack_success_rate"] <= 1
+    assert 0 < numbers["lists_replaced"] <= 1
     assert numbers["mean_queries_all"] <= 40
     spent = sum(engine.asked) - before
     assert spent <= 12 * 40

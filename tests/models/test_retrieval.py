@@ -6,11 +6,10 @@ import torch
 from torch import nn
 
 import withstand as ws
+from tests.models.search_engine import Engine, png
 from withstand.errors import BadInput, Unavailable
 from withstand.models import HttpRetriever, ImageIndex, RetrievalTarget
 from withstand.protocols import Target
-
-from tests.models.search_engine import Engine, png
 
 gallery = ws.Rows.count(0, 40).uniform((1, 6, 6), "gallery")
 x = ws.Rows.count(1, 7).uniform((1, 6, 6), "queries")
@@ -151,7 +150,7 @@ def test_items_are_read_from_files_in_the_shape_of_the_queries(tmp_path):
     target = RetrievalTarget(nearest, image_of_id=str(tmp_path / "{id}.png"))
     assert torch.allclose(target.view([2, 0], x), gallery[[2, 0]], atol=0.5 / 255 + 1e-6)
     assert target.view([1], torch.zeros(1, 3, 12, 10)).shape == (1, 3, 12, 10)
-    with pytest.raises(BadInput, match="id: got 7 .*; allowed: an item with a picture at"):
+    with pytest.raises(BadInput, match=r"id: got 7 .*; allowed: an item with a picture at"):
         target.view([7], x)
     with pytest.raises(BadInput, match="below the folder"):
         target.view(["../0"], x)
@@ -214,7 +213,7 @@ def test_a_bad_index_is_refused(net):
         ImageIndex(net, gallery, ids=["a"] * 40)
     with pytest.raises(BadInput, match="NaN"):
         ImageIndex(Roots(), gallery)
-    with pytest.raises(BadInput, match="embedding: got .*only answers queries"):
+    with pytest.raises(BadInput, match=r"embedding: got .*only answers queries"):
         ImageIndex(RetrievalTarget(nearest), gallery)
 
 
@@ -307,5 +306,5 @@ def test_garbage_does_not_enter_the_log(tmp_path):
 
 def test_a_log_of_other_lists_is_refused(tmp_path):
     RetrievalTarget(nearest, k=5, log=tmp_path / "log")._log._file.close()
-    with pytest.raises(BadInput, match="log: got .* of nearest k=5; allowed: a log of nearest k=4"):
+    with pytest.raises(BadInput, match=r"log: got .* of nearest k=5; allowed: a log of nearest k=4"):
         RetrievalTarget(nearest, k=4, log=tmp_path / "log")

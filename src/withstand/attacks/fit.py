@@ -69,10 +69,11 @@ def fit_attack(
     recipe: what is fitted, or its text (`withstand list recipes` tells which belong here). model: the attacker's own (a
     source classifier, a surrogate): what `load_model` reads, a target with gradients, or a module; it stays as it is.
     data: the attacker's examples, a data set or what `load_data` reads (its training part). out: a folder for
-    checkpoints, history and weights; the same call with the same folder goes on where it stopped. validation: a data set,
-    or a share of the examples to hold out, by whose clean accuracy the best epoch of a surrogate is chosen; None: the last
-    counts. Where labels play no part, and for parts that are no classifiers, nothing is validated. trainer, or its settings one by one, which override the
-    recipe's own (those of its paper); see `Trainer`. name: of the result in tables. scratch: begin with fresh weights.
+    checkpoints, history and weights; the same call with the same folder goes on where it stopped. validation: a data
+    set, or a share of the examples to hold out, by whose clean accuracy the best epoch of a surrogate is chosen; None:
+    the last counts. Where labels play no part, and for parts that are no classifiers, nothing is validated. trainer, or
+    its settings one by one, which override the recipe's own (those of its paper); see `Trainer`. name: of the result in
+    tables. scratch: begin with fresh weights.
 
     Raises:
         BadInput: before any work, where model, data and recipe do not fit, or the folder holds another training.

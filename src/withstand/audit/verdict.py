@@ -11,7 +11,7 @@ NONE = 0.005
 def verdict(card: Scorecard, model: str) -> str:
     """What the model withstands, how that compares with its ordinary accuracy, and whether to believe it."""
     clean = [m for _, m in card.metrics("clean_accuracy", model)]
-    if not clean and (lists := [m for _, m in card.metrics("attack_success_rate", model)]):
+    if not clean and (lists := [m for _, m in card.metrics("lists_replaced", model)]):
         return _started(card, _of_lists(max(lists, key=lambda m: m.value)))
     if not clean:
         return "Ordinary accuracy was not measured, so there is nothing to compare with."
@@ -39,7 +39,8 @@ def verdict(card: Scorecard, model: str) -> str:
 
 def _of_lists(metric: Metric) -> str:
     said = f"An outsider who sees only its ranked lists made them other lists altogether for {_share(metric)} of images"
-    return f"{said}, where {_may_change(metric, 'images')} and {metric.condition['queries']:,} questions are allowed for each."
+    budget = metric.condition["queries"]
+    return f"{said}, where {_may_change(metric, 'images')} and {budget:,} questions are allowed for each image."
 
 
 def _worst(card: Scorecard, model: str) -> Metric | None:

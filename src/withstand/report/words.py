@@ -62,7 +62,7 @@ METRICS: dict[str, tuple[str, str]] = {
     ),
     "masking_score": ("Masking score", "what PGD-50 leaves standing beyond a guided attack of ten steps"),
     "black_box_accuracy": ("Accuracy under black-box attack", "share right against an attack that only sees answers"),
-    "attack_success_rate": ("Attack success rate", "share of the images whose list shares no item with the clean one"),
+    "lists_replaced": ("Attack success rate", "share of the images whose list shares no item with the clean one"),
     "mean_queries": ("Mean queries to success", "over the examples that fell, the clean query included"),
     "mean_queries_all": ("Mean queries, failures at the budget", "over all examples"),
     "median_queries_all": ("Median queries, failures at the budget", "half of all examples cost fewer queries"),

@@ -40,8 +40,8 @@ def metric(found, name):
 def test_success_and_questions_are_summed_up():
     found = findings()
     won = [q for q in SPENT if q]
-    assert metric(found, "attack_success_rate").value == 0.6
-    assert metric(found, "attack_success_rate").low == pytest.approx(0.3127, abs=1e-3)
+    assert metric(found, "lists_replaced").value == 0.6
+    assert metric(found, "lists_replaced").low == pytest.approx(0.3127, abs=1e-3)
     assert metric(found, "mean_queries").value == pytest.approx(np.mean(won))
     assert metric(found, "median_queries").value == 8
     assert metric(found, "mean_queries_all").value == pytest.approx((sum(won) + 4 * 50) / 10)
@@ -99,7 +99,7 @@ def test_an_engine_is_audited(engine, net, small, tmp_path):
     card = ws.audit({"engine": engine}, small, checks=[check, known], out=tmp_path / "run")
     plain, guided = card.results
     assert [r.status for r in card.results] == ["done", "done"]
-    rate = {r.check: next(m.value for m in r.metrics if m.name == "attack_success_rate") for r in card.results}
+    rate = {r.check: next(m.value for m in r.metrics if m.name == "lists_replaced") for r in card.results}
     assert rate["retrieval-2"] >= rate["retrieval"]
     assert [m.value for m in guided.metrics if m.name == "stealing_queries"] == [77]
     assert not [m for m in plain.metrics if m.name == "stealing_queries"]

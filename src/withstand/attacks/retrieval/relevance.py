@@ -36,8 +36,8 @@ def gains(n: int, gain: Gain = "auto", dtype: torch.dtype = torch.float64) -> Te
 def overlap(clean: Tensor, now: Tensor, gain: Gain = "auto") -> Tensor:
     """The relevance of the clean lists [N, n] in the lists now [N, n], codes of items: [N], from 0 (disjoint) up.
 
-    sum_i w_i w_pos(i), pos(i) the rank of the clean list's i-th item now, and nothing where it is absent; at most sum w^2, at
-    the same list alone. "count": the share of the clean items that are still there.
+    sum_i w_i w_pos(i), pos(i) the rank of the clean list's i-th item now, and nothing where it is absent; at most sum w^2,
+    at the same list alone. "count": the share of the clean items that are still there.
     """
     w = gains(clean.shape[1], gain).to(clean.device)
     there = clean[:, :, None] == now[:, None, :]

@@ -48,8 +48,8 @@ def collect(engine: Any, seeds: Tensor, queries: int, images: Any = None) -> Lis
     """Walk through a gallery list by list: ask with the seeds, then with the items that were returned, in their order, each
     once, until the questions are spent or nothing new is returned.
 
-    engine: a retrieval target. seeds: [N, C, H, W] in [0, 1]. queries: how many images are asked. images: as for `view` of the
-    engine. The questions depend on the answers alone, so that an engine with a log is asked nothing twice.
+    engine: a retrieval target. seeds: [N, C, H, W] in [0, 1]. queries: how many images are asked. images: as for `view` of
+    the engine. The questions depend on the answers alone, so that an engine with a log is asked nothing twice.
 
     Raises: BadInput for items that cannot be seen; Unavailable where the engine fails.
     """
@@ -116,16 +116,18 @@ def _victim(value: Any) -> Any:
 class Steal(Recipe):
     """An embedding that ranks as a search engine does, learned from nothing but its lists.
 
-    The examples are the first questions (labels play no part); what they return is asked next, and so on, until `queries` are
-    spent. The model, of any architecture, becomes the embedding f = model(x) / |model(x)|, learned with `rank_loss`: for ranks
-    i < j [d(x, R_i) - d(x, R_j) + margin (j - i)]_+, and items returned for other questions only, as rank n + 1.
+    The examples are the first questions (labels play no part); what they return is asked next, and so on, until `queries`
+    are spent. The model, of any architecture, becomes the embedding f = model(x) / |model(x)|, learned with
+    `rank_loss`: for ranks i < j [d(x, R_i) - d(x, R_j) + margin (j - i)]_+, and items returned for other questions
+    only, as rank n + 1.
 
-    victim: the engine: an address or file.py:factory for `load_model`, or a live one. images: what its items look like, where
-    it does not show them itself: a text with {id} in it, or a function or mapping of ids. queries: the budget. log: a file of
-    questions and answers for an address, so that a training that is stopped spends nothing twice; a live engine has its own.
-    steps: updates, spread over the training's batches, at least one for each. batch: lists of an update. far: far negatives
-    of each list. held: share of the lists that is not learned from, and tells "overlap" in the history: the share of their
-    items that the embedding finds among all items known. "queries" there is what was spent.
+    victim: the engine: an address or file.py:factory for `load_model`, or a live one. images: what its items look like,
+    where it does not show them itself: a text with {id} in it, or a function or mapping of ids. queries: the budget.
+    log: a file of questions and answers for an address, so that a training that is stopped spends nothing twice; a live
+    engine has its own. steps: updates, spread over the training's batches, at least one for each. batch: lists of an
+    update. far: far negatives of each list. held: share of the lists that is not learned from, and tells "overlap" in
+    the history: the share of their items that the embedding finds among all items known. "queries" there is what was
+    spent.
 
     >>> ws.fit_attack(Steal(victim=engine), network, seeds, epochs=30, optimizer="adam(1e-3)")
 

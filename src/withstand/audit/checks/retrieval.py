@@ -64,8 +64,8 @@ class Retrieval(Check):
     def rows(
         self, target: Target, shard: Batch, given: Mapping[str, Any], artefact: Any, ctx: Context
     ) -> Iterable[Row]:
-        """{"attack", "threat", "eps"}: outcome, value = questions until success (missing: no success), distance = of the point
-        found, cost = questions spent; {"of": "zero differences"}: value = share of directions that changed nothing;
+        """{"attack", "threat", "eps"}: outcome, value = questions until success (missing: no success), distance = of the
+        point found, cost = questions spent; {"of": "zero differences"}: value = share of directions that changed nothing;
         {"of": "substitute"}: value = questions that it was stolen with."""
         assert shard.ids is not None
         attack: Any = self.chosen
@@ -90,7 +90,7 @@ class Retrieval(Check):
         queries = np.where(mine.outcome, np.inf, mine.value)
         won, n = queries[np.isfinite(queries)], len(queries)
         low, high = wilson(len(won), n)
-        found = Findings([Metric("attack_success_rate", len(won) / n, low, high, "wilson", n, "share", "lower", named)])
+        found = Findings([Metric("lists_replaced", len(won) / n, low, high, "wilson", n, "share", "lower", named)])
         capped = np.minimum(queries, budget)
         for name, values in (("mean_queries", won), ("mean_queries_all", capped)):
             if len(values):
@@ -115,8 +115,8 @@ class Retrieval(Check):
         said = threat_text(condition["threat"], condition["eps"])
         apart = f", and {int(stolen[0])} that the substitute was stolen with" if len(stolen) else ""
         caption = (
-            f"Share of the images whose list keeps at least one item while {condition['attack']} asks more and more questions "
-            f"({said}){apart}. 95 % intervals (Wilson)."
+            f"Share of the images whose list keeps at least one item while {condition['attack']} asks more and more "
+            f"questions ({said}){apart}. 95 % intervals (Wilson)."
         )
         title = f"Questions until the list is another, {condition['attack']}, {said}"
         found.figures.append(
