@@ -330,8 +330,8 @@ def live(value: Any) -> str:
     tensors = [value] if isinstance(value, Tensor) else []
     if isinstance(value, nn.Module):
         tensors = list(value.state_dict().values())
-    elif hasattr(value, "fingerprint"):
-        digest.update(value.fingerprint().encode())
+    elif fingerprint := getattr(value, "fingerprint", None):
+        digest.update(fingerprint().encode())
     for tensor in tensors:
         digest.update(str(tuple(tensor.shape)).encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(-1).numpy().tobytes())

@@ -96,7 +96,7 @@ def confidence(logits: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def run_attack(
-    attack: Attack, model: Any, x: Tensor, y: Tensor, ids: Tensor, ctx: Context, **context: Any
+    attack: Attack, model: Any, x: Tensor, y: Tensor | None, ids: Tensor, ctx: Context, **context: Any
 ) -> AttackResult:
     """The attack with the run's seed and block, its passes counted."""
     result = attack.run(model, x, y, seed=ctx.seed, ids=ids, block=ctx.block, progress=ctx.progress, **context)

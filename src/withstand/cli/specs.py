@@ -51,10 +51,11 @@ def load_models(
         "allow_pickle": allow_pickle,
         "classes": classes,
     }
+    engine: dict[str, Any] = {"task": task} | ({} if log is None else {"log": log})
     models: dict[str, Any] = {}
     for position, (name, spec) in enumerate(specs):
         chosen = named.get(name or "") or (files[position] if position < len(files) else None)
-        target = load_model(spec, weights=chosen, name=name, task=task, **settings, **({"log": log} if log else {}))
+        target = load_model(spec, weights=chosen, name=name, **settings, **engine)
         if target.name in models:
             raise bad("MODEL", f"{target.name!r} twice", "each name once", "Write NAME=MODEL to tell them apart.")
         models[target.name] = target

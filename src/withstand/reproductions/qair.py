@@ -75,7 +75,8 @@ def _claims(size: str) -> list[Claim]:
         return Claim(f"{statement} ({_SET[size]})", _PAPER, arms, metric, direction, SCALES)
 
     return [
-        claim(f"It needs at most {MOST:.0%} of the queries of the same attack without a prior", "rgf_60_percent", "qair",
+        claim("It needs fewer queries than the same attack without a prior", "rgf", "qair", "queries"),
+        claim(f"... at most {MOST:.0%} of them", "rgf_60_percent", "qair",
               "queries"),
         claim("... and succeeds at most 5 points less often", "rgf_less_5_points", "qair", "success", "higher"),
         claim("Queries make it succeed more often than the prior alone", "prior_alone", "qair", "success", "higher"),

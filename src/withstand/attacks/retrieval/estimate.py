@@ -1,5 +1,7 @@
 """The gradient of a value that is only known point by point, from random directions that lean towards a prior."""
 
+from typing import Any, cast
+
 import torch
 from torch import Tensor
 
@@ -26,16 +28,17 @@ class Estimate:
 
     def __call__(
         self, p: Problem, q: Queries, z: Tensor, value: Tensor, v: Tensor, sigma: Tensor, rows: Tensor, turn: int
-    ) -> tuple[Tensor, Tensor]:
-        """The gradient [A, ...] at z, zero outside of `rows` bool [A]; and a random direction.
+    ) -> Tensor:
+        """The gradient [A, ...] at z, zero outside of `rows` bool [A].
 
         value [A]: there. v [A, ...]: the prior, unit or zero. sigma [A]: length of a probe, as a share of a steepest step's.
         A row keeps one question for what follows.
         """
         size, shape = z[0].numel(), tuple(z.shape[1:])
-        noise = p.rows.normal(shape, "qair/noise", turn, z.dtype)
-        ghat, has = torch.zeros_like(z), nonzero(v)
-        length = sigma * p.threat.scale(p.x_alive) * p.threat.steepest(noise).flatten(1).norm(dim=1)
+        ghat, has, threat = torch.zeros_like(z), nonzero(v), cast(Any, p.threat)
+        if not bool(rows.any()):
+            return ghat
+        length = sigma * threat.scale(p.x_alive) * threat.steepest(torch.ones_like(z)).flatten(1).norm(dim=1)
 
         def slope(u: Tensor) -> Tensor:
             """Of the value along u, [A]; 0 for rows that do not ask."""
@@ -59,7 +62,7 @@ class Estimate:
         for b in range(self.q if bool(rows.any()) else 0):
             u = mixed(v, p.rows.normal(shape, "qair", turn * self.q + b, z.dtype), lam)
             ghat += per_row(slope(u), z) * u / self.q
-        return torch.where(per_row(whole, z), v, ghat), noise
+        return torch.where(per_row(whole, z), v, ghat)
 
 
 def mixed(v: Tensor, xi: Tensor, lam: Tensor) -> Tensor:

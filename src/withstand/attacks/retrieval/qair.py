@@ -102,12 +102,15 @@ class QAIR(Attack):
         sigma = torch.full((len(z),), self.sigma, dtype=z.dtype, device=z.device)
         while not p.finished:
             v = torch.zeros_like(z) if prior is None else prior(z, p.alive)
-            ghat, noise = estimate(p, q, z, value, v, sigma, ~trusts, turn)
+            ghat = estimate(p, q, z, value, v, sigma, ~trusts, turn)
             flat = ~(trusts | nonzero(ghat))
             blind = flat & ~nonzero(v)
             ghat = torch.where(per_row(trusts | flat, z), v, ghat)
-            ghat = torch.where(per_row(blind, z), noise, ghat)
-            new = p.project(z + per_row(self.step * p.threat.scale(p.x_alive), z) * p.threat.steepest(ghat))
+            if bool(blind.any()):
+                noise = p.rows.normal(tuple(z.shape[1:]), "qair/noise", turn, z.dtype)
+                ghat = torch.where(per_row(blind, z), noise, ghat)
+            threat: Any = p.threat
+            new = p.project(z + per_row(self.step * threat.scale(p.x_alive), z) * threat.steepest(ghat))
             moved = nonzero(new - z)
             now = value.clone()
             i = (open_rows(p, q, 1) & (moved | ~trusts)).nonzero().flatten()

@@ -4,6 +4,7 @@ Reconstructed from the abstract of QAIR, which says that the lists are collected
 the margin that grows with the gap in rank and the far negatives are choices of this library.
 """
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
@@ -168,13 +169,13 @@ class Steal(Recipe):
             raise bad("victim", "none", "a retrieval engine", "E.g. steal(victim='http://.../retrieve').")
         engine: Any = self.victim
         if isinstance(engine, str):
-            engine = load_model(engine, task="retrieval", **({} if self.log is None else {"log": self.log}))
+            options: dict[str, Any] = {} if self.log is None else {"log": self.log}
+            engine = load_model(engine, task="retrieval", **options)
         seeds = data.batch(range(min(self.queries, len(data)))).x
         lists = collect(engine, seeds, self.queries, self.images)
         order = torch.randperm(len(lists.x), generator=torch.Generator().manual_seed(derive(rows.seed, "held")))
         kept = round(self.held * len(order))
-        system = super().setup(model, data, rows)
-        return Stealing(system.model, lists, order[kept:], order[:kept])
+        return Stealing(copy.deepcopy(model), lists, order[kept:], order[:kept])
 
     def updates(self, system: "Stealing", batch: Batch, step: Step) -> Iterator[Update]:
         done, then = (self.steps * s // step.steps for s in (step.step, step.step + 1))
