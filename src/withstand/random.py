@@ -27,11 +27,18 @@ def _signed(value: int) -> int:
 _M1, _M2 = _signed(0xBF58476D1CE4E5B9), _signed(0x94D049BB133111EB)
 
 
-def _mix(z: Tensor) -> Tensor:
-    """The splitmix64 finaliser on int64; `>>` is arithmetic, so the sign bits are masked away."""
-    z = (z ^ ((z >> 30) & ((1 << 34) - 1))) * _M1
-    z = (z ^ ((z >> 27) & ((1 << 37) - 1))) * _M2
-    return z ^ ((z >> 31) & ((1 << 33) - 1))
+def _mix_(z: Tensor) -> Tensor:
+    """The splitmix64 finaliser on int64, in the memory of z, since new memory costs more than the arithmetic.
+
+    `>>` is arithmetic, so the sign bits are masked away.
+    """
+    moved = torch.empty_like(z)
+    for places, factor in ((30, _M1), (27, _M2), (31, 1)):
+        torch.bitwise_right_shift(z, places, out=moved)
+        z.bitwise_xor_(moved.bitwise_and_((1 << (64 - places)) - 1))
+        if factor != 1:
+            z.mul_(factor)
+    return z
 
 
 @cache
@@ -70,11 +77,11 @@ class Rows:
 
     def bits(self, shape: tuple[int, ...], stream: str, step: int = 0) -> Tensor:
         """[N, *shape] of int64 with all 64 bits random."""
-        key = _mix(self.ids.long() * _signed(_GOLDEN) + _signed(self.seed * 0xD1342543DE82EF95))
-        key = _mix(key + _signed(_stream(stream) + step * 0xA0761D6478BD642F))
+        key = _mix_(self.ids.long() * _signed(_GOLDEN) + _signed(self.seed * 0xD1342543DE82EF95))
+        key = _mix_(key + _signed(_stream(stream) + step * 0xA0761D6478BD642F))
         size = math.prod(shape)
         counter = torch.arange(1, size + 1, device=self.ids.device) * _signed(_GOLDEN)
-        return _mix(key[:, None] + counter).reshape(len(self), *shape)
+        return _mix_(key[:, None] + counter).reshape(len(self), *shape)
 
     def uniform(
         self,
@@ -87,15 +94,15 @@ class Rows:
     ) -> Tensor:
         """[N, *shape] uniform in [low, high)."""
         digits = 53 if dtype == torch.float64 else 24
-        whole = (self.bits(shape, stream, step) >> (64 - digits)) & ((1 << digits) - 1)
-        unit = whole.to(torch.float64 if digits == 53 else torch.float32) * 2.0**-digits
-        return (unit * (high - low) + low).to(dtype)
+        whole = self.bits(shape, stream, step).bitwise_right_shift_(64 - digits).bitwise_and_((1 << digits) - 1)
+        unit = whole.to(torch.float64 if digits == 53 else torch.float32).mul_(2.0**-digits)
+        return unit.mul_(high - low).add_(low).to(dtype)
 
     def normal(self, shape: tuple[int, ...], stream: str, step: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
         """[N, *shape] standard normal (Box-Muller in float64)."""
         u = self.uniform((2, *shape), stream, step, dtype=torch.float64)
-        radius = torch.sqrt(-2 * torch.log1p(-u[:, 0]))
-        return (radius * torch.cos(2 * math.pi * u[:, 1])).to(dtype)
+        radius, angle = u[:, 0].neg_().log1p_().mul_(-2).sqrt_(), u[:, 1].mul_(2 * math.pi)
+        return radius.mul_(angle.cos_()).to(dtype)
 
     def exponential(
         self, shape: tuple[int, ...], stream: str, step: int = 0, dtype: torch.dtype = torch.float32

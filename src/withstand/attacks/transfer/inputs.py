@@ -6,12 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from withstand.attacks.transfer.parts import SMALL, Look, images, mean, through
+from withstand.attacks.transfer.parts import SMALL, Look, images, mean
 from withstand.errors import bad
 from withstand.protocols import Oracle
 from withstand.random import Rows
 from withstand.registry import component
-from withstand.threats import per_row
 
 
 @component("view", "diversity", systems=("transfer_baselines",))
@@ -37,24 +36,36 @@ class Diversity:
 
     def __call__(self, oracle: Oracle) -> Oracle:
         def diverse(x: Tensor, rows: Rows, step: int) -> Look:
-            return through(oracle, lambda v: self.change(v, rows, step), x, rows, step)
+            changed, down, across = self._maps(x, rows, step)
+            gradient, value = oracle(_mapped(x, changed, down, across.mT), rows, step)
+            return _mapped(gradient, changed, down.mT, across), value
 
         return diverse
 
     def change(self, x: Tensor, rows: Rows, step: int) -> Tensor:
         """Images [N, C, H, W] as this step shows them."""
+        changed, down, across = self._maps(x, rows, step)
+        return _mapped(x, changed, down, across.mT)
+
+    def _maps(self, x: Tensor, rows: Rows, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The M rows that are changed, int64 [M], and their matrices [M, 1, H, H] and [M, 1, W, W]."""
         sides = images("diversity", x)
         rate = self.rate or (1.1 if min(sides) >= SMALL else 1.25)
         draws = rows.uniform((4,), "diversity", step, dtype=torch.float64)
-        maps = []
+        changed = (draws[:, 0] < self.probability).nonzero().flatten()
+        draws, maps = draws[changed], []
         for side, shift in zip(sides, (draws[:, 2], draws[:, 3])):
             canvas = int(side * rate)
             inner = side + (draws[:, 1] * (canvas - side)).long()
             offset = (shift * (canvas - inner)).long()
             back = _bilinear(canvas, torch.tensor([side], device=x.device), side)
-            maps.append((back @ _bilinear(side, inner, canvas, offset)).to(x.dtype))
-        shown = maps[0][:, None] @ x @ maps[1][:, None].mT
-        return torch.where(per_row(draws[:, 0] < self.probability, x), shown, x)
+            maps.append((back @ _bilinear(side, inner, canvas, offset)).to(x.dtype)[:, None])
+        return changed, maps[0], maps[1]
+
+
+def _mapped(x: Tensor, changed: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """x with left @ image @ right in place of each changed row."""
+    return x.index_copy(0, changed, left @ x[changed] @ right)
 
 
 def _bilinear(side: int, to: Tensor, canvas: int, offset: Tensor | None = None) -> Tensor:

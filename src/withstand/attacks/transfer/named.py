@@ -33,6 +33,7 @@ class MI(PGD):
     active: bool = field(default=False, kw_only=True)
 
     reach: ClassVar[float] = 1.0
+    prepares: ClassVar[bool] = True
 
 
 @component("attack", "ni", systems=("transfer_baselines",))

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from withstand.attacks.shapings import Momentum
@@ -123,8 +124,8 @@ class PenalisedNorm:
                 point = around(rows, x, self.radius * unit, "penalised norm", own)
                 near, value = oracle(point, rows, 2 * own)
                 length = per_row(near.abs().flatten(1).mean(1).clamp_min(1e-20), near)
-                far, _ = oracle(point - unit * size * near / length, rows, 2 * own + 1)
-                return (1 - self.mix) * near + self.mix * far, value
+                far, _ = oracle(torch.addcmul(point, near, unit * size / length, value=-1), rows, 2 * own + 1)
+                return torch.lerp(near, far, self.mix), value
 
             return mean(look(i) for i in range(self.samples))
 

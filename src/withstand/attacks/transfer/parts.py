@@ -1,45 +1,37 @@
-"""What the transfer views share: looking through a transformation, averaging looks, and a radius per input value."""
+"""What the transfer views share: averaging looks, and a radius per input value."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from withstand.errors import bad
-from withstand.protocols import Oracle
 from withstand.random import Rows
 from withstand.threats import L2, Linf
 
 Look = tuple[Tensor, Tensor]
 
 
-def through(oracle: Oracle, change: Callable[[Tensor], Tensor], x: Tensor, rows: Rows, step: int) -> Look:
-    """The gradient with respect to x, and the value, of the oracle at change(x)."""
-    with torch.enable_grad():
-        point = x.detach().requires_grad_(True)
-        changed = change(point)
-    gradient, value = oracle(changed.detach(), rows, step)
-    (back,) = torch.autograd.grad(changed, point, gradient)
-    return back, value
-
-
 def mean(looks: Iterable[Look]) -> Look:
     """The mean gradient and the mean value of several looks; one is held at a time."""
-    gradient = value = None
-    count = 0
-    for g, v in looks:
-        gradient, value = (g, v) if gradient is None or value is None else (gradient + g, value + v)
+    found, count = None, 0
+    for gradient, value in looks:
+        if found is None:
+            found = (gradient, value)
+        else:  # only sums are written over: a look may give out what its model still holds
+            found = (
+                (found[0] + gradient, found[1] + value)
+                if count == 1
+                else (found[0].add_(gradient), found[1].add_(value))
+            )
         count += 1
-    assert gradient is not None
-    assert value is not None
-    return gradient / count, value / count
+    assert found is not None
+    return found if count == 1 else (found[0].div_(count), found[1].div_(count))
 
 
 def around(rows: Rows, x: Tensor, radius: Tensor | float, stream: str, step: int) -> Tensor:
     """x plus uniform noise in [-radius, radius], drawn anew for each example; radius: a number or [N, 1, ...]."""
-    noise = rows.uniform(tuple(x.shape[1:]), stream, step, -1.0, 1.0, dtype=x.dtype)
-    return x + radius * noise
+    return rows.uniform(tuple(x.shape[1:]), stream, step, -1.0, 1.0, dtype=x.dtype).mul_(radius).add_(x)
 
 
 def per_value(view: str, search: Any) -> Tensor:

@@ -166,12 +166,13 @@ class Mix:
         return 1 + 2 * self.samples
 
     def __call__(self, oracle: Oracle) -> Oracle:
+        def lower(point: Tensor, near: Tensor) -> Tensor:
+            return point.add(near.sign(), alpha=-self.probe)
+
         def mixed(x: Tensor, rows: Rows, step: int) -> Look:
             gradient, value = oracle(x, rows, step * self.looks)
-            lower = _behind(
-                self, oracle, x, rows, step, lambda point, near: point - self.probe * near.sign(), lambda near, far: far
-            )
-            return (1 - self.weight) * gradient + self.weight * lower, value
+            behind = _behind(self, oracle, x, rows, step, lower, lambda near, far: far)
+            return torch.lerp(gradient, behind, self.weight), value
 
         return mixed
 
