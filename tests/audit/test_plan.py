@@ -7,8 +7,9 @@ from torch import nn
 import withstand as ws
 from withstand.audit.plan import make_plan
 from withstand.audit.presets import PRESETS, checks_of, radii_of
-from withstand.data import from_arrays
+from withstand.data import from_arrays, from_series
 from withstand.errors import BadInput
+from withstand.models import TorchTarget
 from withstand.protocols import Space
 
 
@@ -63,6 +64,24 @@ def test_other_models_must_fit_the_data(data):
         make_plan({"net": net()}, data, "quick", given={"surrogate": net(classes=7)})
 
 
+def test_a_model_that_does_not_say_has_the_range_of_the_data():
+    waves = from_series(torch.arange(24.0).view(4, 6).sin(), [0, 1, 0, 1])
+    layer = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(6, 2))
+    given = TorchTarget(layer, "layer")
+    plan = make_plan({"layer": given}, waves, checks=["clean"])
+    assert plan.models["layer"].space.box is None
+    assert given.space.box == (0.0, 1.0), "the caller's own is left alone"
+    told = TorchTarget(layer, "layer", Space((1, 6), (-2.0, 2.0), 2))
+    assert make_plan({"layer": told}, waves, checks=["clean"]).models["layer"].space.box == (-2.0, 2.0)
+
+
+def test_arrays_are_series_for_a_model_of_series():
+    layer = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(6, 2))
+    x, y = torch.arange(24.0).view(4, 1, 6).sin(), torch.tensor([0, 1, 0, 1])
+    plan = make_plan({"layer": TorchTarget(layer, "layer", Space((1, 6), None, 2))}, (x, y), checks=["clean"])
+    assert plan.data.space == Space((1, 6), None, 2)
+
+
 def test_what_no_check_asks_for_is_refused(data):
     with pytest.raises(BadInput, match="Did you mean surrogate"):
         make_plan({"net": net()}, data, "quick", given={"surogate": net()})
@@ -82,7 +101,9 @@ def test_presets_hold_what_applies(preset):
     colour, given = Space((3, 32, 32)), {"surrogate", "ood"}
     everything = names(preset, space=colour, given=given, access=ALL)
     assert {"clean", "robust", "curve", "per_class", "corruptions", "transfer", "unfamiliar", "trust"} <= {*everything}
-    assert not {"transfer", "unfamiliar"} & {*names(preset, space=colour, access=ALL)}  # nothing was given
+    assert not {"transfer", "guided", "unfamiliar"} & {*names(preset, space=colour, access=ALL)}  # nothing was given
+    assert "guided" in names(preset, space=colour, given={"guide"}, access=ALL)
+    assert "guided" not in names(preset, space=colour, given={"guide"}, access=("scores", "decision"))
     assert "corruptions" not in names(preset, space=Space((7,), None))
     assert "corruptions" in names(preset, space=Space((1, 8, 8)))
     scores = names(preset, space=colour, given=given, access=("scores", "decision"))
@@ -93,6 +114,14 @@ def test_presets_hold_what_applies(preset):
         repr(c) for n, c in decisions.items() if n == "blackbox"
     ]
     assert "boundary" in repr(decisions["blackbox"])
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_leave_squares_to_images(preset):
+    said = [repr(c) for c in checks_of(preset, space=Space((2, 40), None), access=ALL).values()]
+    assert {"robust", "curve", "trust"} <= {text.partition("(")[0] for text in said}
+    assert all("apgd" in text for text in said if text.startswith("robust"))
+    assert not any(text.startswith(("blackbox(linf", "corruptions", "saliency")) for text in said)
 
 
 def test_alexnet_is_the_reference_of_imagenet_alone():
@@ -111,6 +140,7 @@ def test_alexnet_is_the_reference_of_imagenet_alone():
         ((1, 224, 224), ("linf(4/255)", "l2(3.0)")),
         ((1, 28, 28), ("linf(0.3)", "l2(2.0)")),
         ((1, 8, 8), ("linf(0.15)", "l2(0.5)")),
+        ((2, 40), ("linf(0.25)", "l2(1.0)")),
         (None, ("linf(8/255)", "l2(0.5)")),
     ],
 )

@@ -44,6 +44,11 @@ def guess():
 def wrong_classes():
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 7))
 
+def series():
+    '''For two channels of twelve steps.'''
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(24, 3))
+
 def not_a_model():
     return 3
 """

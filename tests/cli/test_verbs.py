@@ -147,3 +147,20 @@ def test_the_demo_audits_two_networks_and_keeps_them(withstand, home):
     assert len(times) == 2
     assert "training" not in withstand("audit", "demo", "--out", "d", *checks, "--fresh").err
     assert [p.stat().st_mtime_ns for p in sorted((home / "d" / "models").iterdir())] == times
+
+
+def test_own_series_are_attacked_and_audited(withstand, home):
+    x = np.random.default_rng(0).normal(5, 3, (20, 2, 12))
+    np.savez(home / "own.npz", x=x, y=np.arange(20) % 3)
+    pgd = ("--attack", "pgd:steps=3,eps=0.5", "--out", "adv.npz")
+    done = withstand("attack", "net.py:series", "--data", "own.npz", *pgd, "--series", "raw")
+    assert done.code == 0, done.err
+    with np.load(home / "adv.npz") as held:
+        assert 0.4 < np.abs(held["x"] - x[held["id"]]).max() <= 0.5 + 1e-5
+    audited = ("audit", "net.py:series", "--preset", "quick", "--format", "json")
+    done = withstand(*audited, "--data", "own.npz", "--series", "normalised")
+    assert done.code == 0, done.err
+    assert "robust_accuracy" in done.out
+    done = withstand(*audited, "--data", "own.npz")
+    assert done.code == 2
+    assert "--series" in done.err

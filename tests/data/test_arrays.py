@@ -275,7 +275,9 @@ def test_pickled_objects_and_missing_arrays_are_refused(tmp_path):
     with pytest.raises(BadInput, match="x: got pickled objects"):
         ws.load_data(tmp_path / "a.npz")
     np.savez(tmp_path / "b.npz", images=X, y=Y)
-    with pytest.raises(BadInput, match=r"the arrays images, y; allowed: x \(images\) and y \(integer labels\)"):
+    with pytest.raises(
+        BadInput, match=r"the arrays images, y; allowed: x \(images or series\) and y \(integer labels\)"
+    ):
         ws.load_data(tmp_path / "b.npz")
     np.savez(tmp_path / "c.npz", x=X)
     with pytest.raises(BadInput, match="the arrays x; allowed"):

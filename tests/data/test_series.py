@@ -80,6 +80,56 @@ def test_bad_labels_are_refused():
         from_series(waves(), [0, 1])
 
 
+def own(folder, **arrays):
+    np.savez(folder / "own.npz", **{"x": waves(), "y": np.arange(6) % 3, **arrays})
+    return folder / "own.npz"
+
+
+def test_own_series_come_from_an_npz(tmp_path):
+    path = own(tmp_path)
+    data = load_data(path, series="normalised")
+    assert repr(data) == "<own: 6 series [2, 12], 3 classes>"
+    assert torch.equal(data.batch(range(6)).x, from_series(waves()).batch(range(6)).x)
+    raw = load_data(path, series="raw", limit=4)
+    np.testing.assert_allclose(raw.batch(range(4)).x, waves()[:4], rtol=1e-6)
+    assert raw.space.box is None
+    parts = own(tmp_path, x_train=waves(3), y_train=np.arange(3), classes=np.array(["a", "b", "c"]))
+    assert load_data(parts, split="train", series="raw").classes == ("a", "b", "c")
+    assert len(load_data(parts, split="train", series="raw")) == 3
+
+
+def test_two_dimensions_can_only_be_series_and_three_are_images_unless_told(tmp_path):
+    assert load_data(own(tmp_path, x=waves()[:, 0])).space.shape == (1, 12)
+    assert load_data(own(tmp_path, x=np.full((6, 5, 5), 0.5))).space.shape == (1, 5, 5)
+    with pytest.raises(BadInput, match=r"float pixels in \[0, 1\].*If these are time series.*--series"):
+        load_data(own(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("arrays", "options", "said"),
+    [
+        ({"x": spoiled(np.nan)}, {"series": "raw"}, "NaN or Inf in channel 1 of series 3"),
+        ({"x": np.ones((6, 1, 9))}, {"series": "normalised"}, "a constant channel 0 in series 0.*--series raw"),
+        ({"x": np.array([np.ones(3 + i) for i in range(6)], object)}, {"series": "raw"}, "unequal length"),
+        ({"y": np.arange(5)}, {"series": "raw"}, "one label for each"),
+        ({}, {"series": "yes"}, '"normalised", "raw" or None'),
+        ({}, {"series": "raw", "size": 8}, "size: got 8; allowed: nothing for the time series"),
+    ],
+)
+def test_bad_files_of_series_are_refused(tmp_path, arrays, options, said):
+    with pytest.raises(BadInput, match=said):
+        load_data(own(tmp_path, **arrays), **options)
+
+
+def test_only_arrays_and_sets_of_series_can_be_series(tmp_path):
+    with pytest.raises(BadInput, match="a set of images"):
+        load_data("digits", series="raw")
+    with pytest.raises(BadInput, match=r"come as an \.npz"):
+        load_data(tmp_path, series="raw")
+    with pytest.raises(BadInput, match="None or 'normalised' for SyntheticControl"):
+        load_data("SyntheticControl", series="raw")
+
+
 def archive(folder, **arrays):
     (folder / "timeseries").mkdir()
     np.savez(folder / "timeseries" / "ucr.npz", **arrays)

@@ -1,8 +1,9 @@
 """What an audit will do: the models, the data, the checks, and the pieces of work that they make."""
 
+import copy
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -123,9 +124,11 @@ def make_plan(
 ) -> Plan:
     """Load what an audit works on and refuse what does not fit together; see `audit` for the arguments."""
     device = _device(device)
-    targets, examples = _models(models, device), as_dataset(data)
-    for target in targets.values():
+    targets = _models(models, device)
+    examples = as_dataset(data, targets.values())
+    for name, target in targets.items():
         check_compatible(target, examples)  # an endpoint learns here what it returns, and so what it allows
+        targets[name] = _ranged(target, examples)
     access = frozenset().union(*(t.access for t in targets.values()))
     chosen = checks_of(preset, checks, examples.space, given or {}, access)
     needs = {need.name: need.what for check in chosen.values() for need in check.needs}
@@ -256,6 +259,15 @@ def _like(name: str, data: Dataset, split: str) -> Dataset:
     if shape is None or len(shape) != 3 or None in shape or shape[1] != shape[2]:
         return load_data(name, split=split)
     return load_data(name, split=split, size=shape[1], channels=shape[0])
+
+
+def _ranged(target: Target, data: Dataset) -> Target:
+    """A model that does not say what it takes, for data without a range: it has none either."""
+    if target.space.shape is not None or data.space.box is not None or target.space.box is None:
+        return target
+    found: Any = copy.copy(target)
+    found.space = replace(target.space, box=None)
+    return found
 
 
 def _place(target: Target, device: str) -> Target:

@@ -22,6 +22,7 @@ PRESETS: dict[str, tuple[str, ...]] = {
         "training_curve",
         "corruptions(severities=(3,), examples=100)",
         "transfer({linf}, examples=200)",
+        "guided({linf}, examples=100)",
         "unfamiliar(examples=400)",
         "saliency(examples=64)",
         "trust(threat={linf})",
@@ -36,6 +37,7 @@ PRESETS: dict[str, tuple[str, ...]] = {
         "minimum_distance(l2(), examples=200)",
         "corruptions(examples=1000)",
         "transfer({linf}, examples=1000)",
+        "guided({linf}, examples=1000)",
         "blackbox({linf}, attack=square(queries=1000), examples=200)",
         "unfamiliar(examples=5000)",
         "saliency",
@@ -53,6 +55,7 @@ PRESETS: dict[str, tuple[str, ...]] = {
         "minimum_distance(l2(), examples=1000)",
         "corruptions(extra=True)",
         "transfer({linf})",
+        "guided({linf})",
         "blackbox({linf}, attack=square(queries=5000), examples=1000)",
         "blackbox({l2}, attack=boundary(queries=5000), examples=200)",
         "unfamiliar",
@@ -115,9 +118,11 @@ def radii_of(space: Space) -> tuple[str, str]:
 
     Photographs from 128 pixels on: 4/255 and 3.0 (ImageNet); small colour images: 8/255 and 0.5 (CIFAR-10); grey images
     like MNIST: 0.3 and 2.0 (the evaluations of Croce and Hein, 2020, arXiv 2003.01690); grey images of at most 16 pixels,
-    like scikit-learn's digits: 0.15 and 0.5.
+    like scikit-learn's digits: 0.15 and 0.5. Time series, thought of as having deviation 1: 0.25 and 1.0 (our choice).
     """
     shape = space.shape or ()
+    if len(shape) == 2:
+        return "linf(0.25)", "l2(1.0)"
     if len(shape) != 3 or None in shape:
         return "linf(8/255)", "l2(0.5)"
     channels, side = shape[0], max(int(s or 0) for s in shape[1:])
@@ -137,6 +142,10 @@ def _applying(preset: str, space: Space, given: Collection[str], access: Collect
     for text in texts:
         if text.startswith(("corruptions", "saliency")) and not _pictures(space):
             continue
+        if len(space.shape or ()) == 2:  # square, a part of AutoAttack too, moves squares of pixels
+            if "square" in text:
+                continue
+            text = _with(text, "attack=apgd(objective=margin())") if text.startswith("robust") else text
         imagenet = space.shape == (3, 224, 224) and space.classes == 1000
         if text.startswith("corruptions") and imagenet and "reference" not in given and preset != "quick":
             text = _with(text, "reference='alexnet'")

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from withstand.cli import options as o
+
 
 def run(
     model: Annotated[str, typer.Argument(metavar="[NAME=]MODEL", help="As for `withstand audit`.")],
@@ -32,6 +34,7 @@ def run(
     ] = None,
     size: Annotated[int | None, typer.Option(min=1, help="Side in pixels that images are brought to.")] = None,
     channels: Annotated[int | None, typer.Option(help="1 or 3, to change between grey and RGB.")] = None,
+    series: o.Series = None,
     seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; default the best at hand.")] = None,
     block: Annotated[int | None, typer.Option(min=1, help="Examples per pass; default by the device.")] = None,
@@ -58,7 +61,7 @@ def run(
         )
         made = craft(
             loaded,
-            load_sample(data, split, limit, size, channels, root, download),
+            load_sample(data, split, limit, size, channels, root, download, series, loaded.values()),
             chosen,
             out,
             seed=seed,
@@ -74,4 +77,4 @@ def run(
         show(made)
     else:
         reached = f"{share['value']:.1%} (95 % interval {share['low']:.1%} to {share['high']:.1%})"
-        show(f"{made['attack']}: reached its goal on {reached} of {share['n']} images; written to {out}")
+        show(f"{made['attack']}: reached its goal on {reached} of {share['n']} examples; written to {out}")

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from withstand.cli import options as o
 from withstand.cli.console import Format
 
 
@@ -24,7 +25,7 @@ def run(
     checks: Annotated[
         list[str] | None,
         typer.Option(
-            "--checks", metavar="CHECK", help="Instead of the preset's; repeatable, e.g. 'robust:examples=50'."
+            "--checks", metavar="CHECK,...", help="Instead of the preset's; repeatable, e.g. clean,robust:examples=50."
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The run folder; default runs/NAMES-DATA-PRESET.")] = None,
@@ -52,12 +53,13 @@ def run(
     ] = None,
     size: Annotated[int | None, typer.Option(min=1, help="Side in pixels that images are brought to.")] = None,
     channels: Annotated[int | None, typer.Option(help="1 or 3, to change between grey and RGB.")] = None,
+    series: o.Series = None,
     seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; default the best at hand.")] = None,
     block: Annotated[int | None, typer.Option(min=1, help="Examples per pass; default by the device.")] = None,
     given: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=SPEC", help="What checks need: surrogate=MODEL, ood=DATA; repeatable."),
+        typer.Option(metavar="NAME=SPEC", help="What checks need: surrogate=MODEL, guide=MODEL, ood=DATA; repeatable."),
     ] = None,
     engine: Annotated[str, typer.Option(help="local, or ray for the workers of a cluster.")] = "local",
     fresh: Annotated[
@@ -87,6 +89,7 @@ def run(
     from withstand.audit.requirements import Requirement
     from withstand.cli.console import print_card, progress, resumable, say
     from withstand.cli.specs import load_models, load_sample, run_folder, split_given
+    from withstand.cli.values import listed
     from withstand.errors import bad
 
     for text in fail_under or []:
@@ -96,6 +99,7 @@ def run(
         raise bad("--data", "nothing", "the data to audit on", "For example --data cifar10; see: withstand list data")
     if demo and (data, weights, mean, std) != (None, None, None, None):
         raise bad("MODEL", "none, with --data, --weights, --mean or --std", "a model to go with them")
+    checks = listed(checks) if checks else None
     preset = preset or ("quick" if demo else "standard")
     checks_of(preset, checks)  # refused before models are loaded
     folder = out or run_folder(models if not demo else None, data, "checks" if checks else preset)
@@ -109,7 +113,7 @@ def run(
             assert models is not None
             assert data is not None
             loaded, others = load_models(models, weights, mean, std, outputs, allow_pickle, given, classes)
-            examples = load_sample(data, split, limit, size, channels, root, download)
+            examples = load_sample(data, split, limit, size, channels, root, download, series, loaded.values())
         with progress() as report:
             card = audit(
                 loaded,

@@ -39,6 +39,7 @@ def run(
     limit: o.Limit = None,
     size: o.Size = None,
     channels: o.Channels = None,
+    series: o.Series = None,
     seed: o.Seed = 0,
     accelerator: o.Accelerator = "auto",
     devices: o.Devices = 1,
@@ -77,7 +78,7 @@ def run(
         "nodes": nodes,
         "precision": precision,
     }
-    examples = load_sample(data, split, limit, size, channels, root, download)
+    examples = load_sample(data, split, limit, size, channels, root, download, series)
     target = load_to_train(model, examples, scratch, weights, mean, std, classes, allow_pickle)
     with resumable(f"The same command continues in {folder}"), drawn() as draw:
         after = fit_attack(

@@ -47,6 +47,7 @@ def run(
     limit: o.Limit = None,
     size: o.Size = None,
     channels: o.Channels = None,
+    series: o.Series = None,
     seed: o.Seed = 0,
     accelerator: o.Accelerator = "auto",
     devices: o.Devices = 1,
@@ -106,7 +107,7 @@ def run(
     name, spec = split_name(model)
     folder = out or Path("runs") / f"{slug(name or spec)}-{slug(Path(data).name)}-{made.component_name}"
     loggers = [logger_of(which, folder / which) for which in logger or []]
-    examples = load_sample(data, split, limit, size, channels, root, download)
+    examples = load_sample(data, split, limit, size, channels, root, download, series)
     target = load_to_train(model, examples, scratch, weights, mean, std, classes, allow_pickle)
     with resumable(f"The same command continues in {folder}"):
         with drawn() as draw:
@@ -135,7 +136,7 @@ def run(
             return
         from withstand.audit import audit as run_audit
 
-        test = load_sample(data, "test", limit, size, channels, root, download)
+        test = load_sample(data, "test", limit, size, channels, root, download, series)
         with progress() as report:
             card = run_audit(
                 {"before": target, "after": after},

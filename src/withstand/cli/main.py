@@ -7,6 +7,7 @@ import typer
 import withstand
 from withstand.cli import attack, audit, compare, demo, fit_attack, harden, list_, report, reproduce, transfer
 from withstand.cli.console import say
+from withstand.cli.values import SeveralValues
 from withstand.errors import NotMet, WithstandError
 
 app = typer.Typer(
@@ -19,7 +20,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for verb in (audit, demo, attack, fit_attack, transfer, harden, compare, report, list_, reproduce):
-    app.command(verb.__name__.rpartition(".")[2].strip("_").replace("_", "-"))(verb.run)
+    name = verb.__name__.rpartition(".")[2].strip("_").replace("_", "-")
+    app.command(name, cls=SeveralValues if verb is transfer else None)(verb.run)
 
 
 def _version(asked: bool) -> None:

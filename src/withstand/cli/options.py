@@ -30,6 +30,13 @@ LearnedSplit = Annotated[str, typer.Option(help="The part of the data to learn f
 Limit = Annotated[int | None, typer.Option(min=1, help="Use so many examples only, of each class its share.")]
 Size = Annotated[int | None, typer.Option(min=1, help="Side in pixels that images are brought to.")]
 Channels = Annotated[int | None, typer.Option(help="1 or 3, to change between grey and RGB.")]
+Series = Annotated[
+    str | None,
+    typer.Option(
+        metavar="normalised|raw",
+        help="The x of an .npz is time series [N, C, T] or [N, T]; each brought to mean 0 and deviation 1, or as it is.",
+    ),
+]
 Seed = Annotated[int, typer.Option(help="Of everything that is drawn.")]
 Accelerator = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Devices = Annotated[int, typer.Option(min=1, help="Processes per node.")]

@@ -1,6 +1,7 @@
 """Reading what the command line says about models: `[NAME=]MODEL`, `[NAME=]FILE` of weights, `NAME=SPEC`."""
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -88,12 +89,15 @@ def load_sample(
     channels: int | None = None,
     root: Path | None = None,
     download: bool = False,
+    series: Any = None,
+    models: Iterable[Any] = (),
 ) -> Any:
-    """A data set, or a fixed sample of it in which each class keeps its share."""
-    from withstand.data import load_data
+    """A data set, or a fixed sample of it in which each class keeps its share; for models that take series, series."""
+    from withstand.data.load import load_data, scaling_for
 
     seed = None if limit is None else 0
-    return load_data(data, root, split, limit, seed, size=size, channels=channels, download=download)
+    series = series or scaling_for(data, models)
+    return load_data(data, root, split, limit, seed, size=size, channels=channels, download=download, series=series)
 
 
 def run_folder(models: list[str] | None, data: str | None, preset: str) -> Path:

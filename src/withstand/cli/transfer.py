@@ -5,23 +5,30 @@ from typing import Annotated
 
 import typer
 
+from withstand.cli import options as o
+
 
 def run(
     surrogates: Annotated[
-        list[str], typer.Option("--surrogates", metavar="[NAME=]MODEL", help="Attacked; repeat for several.")
+        list[str], typer.Option("--surrogates", metavar="[NAME=]MODEL", help="Attacked; one or several.")
     ],
     targets: Annotated[
-        list[str], typer.Option("--targets", metavar="[NAME=]MODEL", help="Judged; the NAME of a surrogate will do.")
+        list[str],
+        typer.Option(
+            "--targets", metavar="[NAME=]MODEL", help="Judged; one or several; the NAME of a surrogate will do."
+        ),
     ],
     data: Annotated[str, typer.Option(help="A name of `withstand list data`, a folder of images, or an .npz.")],
     out: Annotated[Path, typer.Option(help="Folder for the matrix, its page and its rows.")],
     attacks: Annotated[
         list[str] | None,
-        typer.Option("--attacks", help="As `withstand list attacks` names them; repeat. Default: mi ni di ti si vmi."),
+        typer.Option(
+            "--attacks", help="As `withstand list attacks` names them; one or several. Default: mi ni di ti si vmi."
+        ),
     ] = None,
     threat: Annotated[str, typer.Option(help="The set that all attacks search.")] = "linf(16/255)",
     weights: Annotated[
-        list[str] | None, typer.Option(help="Weights: NAME=FILE, or a file for each model in order; repeat.")
+        list[str] | None, typer.Option(help="Weights: NAME=FILE, or a file for each model in order.")
     ] = None,
     mean: Annotated[str | None, typer.Option(help="Per channel of [0, 1], 0.485,0.456,0.406; or imagenet.")] = None,
     std: Annotated[str | None, typer.Option(help="Likewise.")] = None,
@@ -37,6 +44,7 @@ def run(
     ] = None,
     size: Annotated[int | None, typer.Option(min=1, help="Side in pixels that images are brought to.")] = None,
     channels: Annotated[int | None, typer.Option(help="1 or 3, to change between grey and RGB.")] = None,
+    series: o.Series = None,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each attack.")] = 1,
     seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; default the best at hand.")] = None,
@@ -50,11 +58,14 @@ def run(
 ) -> None:
     """Attack surrogates and judge the points on targets: success rates with intervals, as a matrix.
 
+    For example --surrogates a=zoo:cifar_resnet20 --targets a b=zoo:cifar_resnet56 --attacks mi di tpa.
+
     Only images that every model gets right count. The same command continues where an earlier one was stopped.
     """
     from withstand.audit.transfer import transfer
     from withstand.cli.console import progress, resumable, say, show
     from withstand.cli.specs import load_models, load_sample, split_name
+    from withstand.cli.values import listed
     from withstand.report.transfer import markdown
 
     with resumable("The same command continues."), progress() as report:
@@ -66,8 +77,8 @@ def run(
         found = transfer(
             {named[text]: loaded[named[text]] for text in surrogates},
             {named[text]: loaded[named[text]] for text in targets},
-            load_sample(data, split, limit, size, channels, root),
-            attacks or ["mi", "ni", "di", "ti", "si", "vmi"],
+            load_sample(data, split, limit, size, channels, root, series=series, models=loaded.values()),
+            listed(attacks or ["mi", "ni", "di", "ti", "si", "vmi"]),
             out=out,
             threat=threat,
             seeds=seeds,

@@ -15,6 +15,7 @@ from withstand.data.checks import check_labels, in_order
 from withstand.data.images import ArraySource, Images
 from withstand.errors import BadInput, Unavailable, bad
 
+_PICKLED = "Save a plain array; series of unequal length have to be brought to one length first."
 _LARGE = 1 << 26  # arrays beyond this many bytes stay on disk
 
 
@@ -59,9 +60,20 @@ def npz_source(
     size: int | None = None,
     channels: int | None = None,
 ) -> ArraySource:
-    """The arrays `x` and `y` of an `.npz` file, or `x_train` and `y_train` for the split "train"; `classes` if stored.
+    """The arrays `x` and `y` of an `.npz` file as images, see `npz_arrays`.
 
     Raises: BadInput for a truncated file, pickled objects, missing arrays, and bad labels or shapes.
+    """
+    images, labels, classes = npz_arrays(path, split, x, y, classes)
+    return array_source(images, labels, path.name, classes, layout, file=path, size=size, channels=channels)
+
+
+def npz_arrays(
+    path: Path, split: str = "all", x: str = "x", y: str = "y", classes: Sequence[str] | int | None = None
+) -> tuple[np.ndarray, np.ndarray, Sequence[str] | int | None]:
+    """The arrays `x` and `y` of an `.npz` file, or `x_train` and `y_train` for the split "train"; `classes` if stored.
+
+    Raises: BadInput for a truncated file, pickled objects and missing arrays.
     """
     arrays = Npz(path)
     if f"{x}_{split}" in arrays.names:
@@ -69,10 +81,10 @@ def npz_source(
     if not {x, y} <= set(arrays.names):
         mend = f"Or {x}_{split} and {y}_{split}, for the split {split!r}."
         got = f"the arrays {', '.join(arrays.names) or '(none)'}"
-        raise bad(str(path), got, f"{x} (images) and {y} (integer labels)", mend)
+        raise bad(str(path), got, f"{x} (images or series) and {y} (integer labels)", mend)
     if classes is None and "classes" in arrays.names:
         classes = [str(c) for c in arrays["classes"].ravel()]
-    return array_source(arrays[x], arrays[y], path.name, classes, layout, file=path, size=size, channels=channels)
+    return arrays[x], arrays[y], classes
 
 
 class Npz:
@@ -95,7 +107,7 @@ class Npz:
                 read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
                 shape, fortran, dtype = read(file)
                 if dtype.hasobject:
-                    raise bad(f"{self.path}: {name}", "pickled objects", "an array of numbers", "Save a plain array.")
+                    raise bad(f"{self.path}: {name}", "pickled objects", "an array of numbers", _PICKLED)
                 size = int(np.prod(shape)) * dtype.itemsize
                 order = "F" if fortran else "C"
                 if size <= _LARGE:

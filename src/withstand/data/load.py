@@ -1,22 +1,23 @@
 """`load_data`: a data set by name or path."""
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
 
 from withstand.data import catalogue
-from withstand.data.arrays import from_arrays, npz_source
+from withstand.data.arrays import array_source, from_arrays, npz_arrays, npz_source
 from withstand.data.catalogue import Entry
 from withstand.data.compact import omniglot, zip_source
 from withstand.data.folders import Classes, folder_source
 from withstand.data.images import ArraySource, Images, PhotoSource
 from withstand.data.photos import Fit
-from withstand.data.series import Series, archive_source
+from withstand.data.series import Scaling, Series, archive_source, from_series, series_source
 from withstand.errors import BadInput, Unavailable, bad
-from withstand.protocols import Dataset
+from withstand.protocols import Dataset, Target
 from withstand.random import Rows
 
 
@@ -32,6 +33,7 @@ def load_data(
     classes: Classes | None = None,
     layout: str | None = None,
     download: bool = False,
+    series: Scaling | None = None,
 ) -> Images:
     """A data set by name (`withstand list data`), or from an image folder, an `.npz` (x, y) or a `.zip` of either.
 
@@ -49,6 +51,8 @@ def load_data(
     size: side in pixels; needed where photographs differ in shape. channels: 1 or 3, to change between grey and RGB.
     classes: names or number of classes of an `.npz`; for a folder, see `folder_source`. layout: "nhwc" or "nchw" for an
     `.npz` whose shape leaves it open. download: let torchvision fetch a public set that is missing.
+    series: the x of an `.npz` is time series [N, T] or [N, C, T], "normalised" as above or "raw"; None: it is images,
+    but for [N, T], which can only be series.
 
     Raises: BadInput before any work for a set that is not there (saying where it was looked for) and for bad data:
     NaN, Inf or out-of-range pixels, wrong ranks, bad labels, damaged files, files that are no images, an empty set.
@@ -60,8 +64,18 @@ def load_data(
     except BadInput as error:
         if not path.exists():
             raise BadInput(f"{error} (nor is there a file or folder {str(path)!r})") from None
-        source = _from_path(path, split, fit, channels, classes, layout)
+        if series not in (None, *get_args(Scaling)):
+            raise bad("series", repr(series), '"normalised", "raw" or None') from None
+        if path.suffix.lower() == ".npz" and path.is_file():
+            return _npz(path, split, limit, seed, size, channels, classes, layout, series)
+        if series is not None:
+            raise bad("series", repr(series), f"None for {path}", "Own series come as an .npz.") from None
+        source = _from_path(path, split, fit, channels, classes)
         return Images.of(path.stem if path.is_file() else path.resolve().name, source, limit, seed, str(path))
+    if series is not None and not entry.series:
+        raise bad("series", repr(series), f"None for {entry.name}, a set of images")
+    if series == "raw":
+        raise bad("series", repr(series), f"None or 'normalised' for {entry.name}")
     for argument, value in (("classes", classes), ("layout", layout)):
         if value is not None:
             raise bad(argument, repr(value), f"None for a named set ({entry.name} has its own)")
@@ -76,16 +90,38 @@ def data_root(root: str | os.PathLike[str] | None = None) -> Path:
     return Path(root or os.environ.get("WITHSTAND_DATA") or "~/.cache/withstand/data").expanduser()
 
 
-def _from_path(
-    path: Path, split: str, fit: Fit, channels: int | None, classes: Any, layout: str | None
-) -> ArraySource | PhotoSource:
+def _npz(
+    path: Path,
+    split: str,
+    limit: int | None,
+    seed: int | None,
+    size: int | None,
+    channels: int | None,
+    classes: Any,
+    layout: str | None,
+    series: Scaling | None,
+) -> Images:
+    x, y, classes = npz_arrays(path, split, classes=classes)
+    if series is None and x.ndim != 2:
+        source = array_source(x, y, path.name, classes, layout, file=path, size=size, channels=channels)
+        try:
+            return Images.of(path.stem, source, limit, seed, str(path))
+        except BadInput as error:
+            if x.ndim != 3:
+                raise
+            raise BadInput(f"{error} If these are time series, say series='normalised' or 'raw' (--series).") from None
+    for argument, value in (("size", size), ("channels", channels), ("layout", layout)):
+        if value is not None:
+            raise bad(argument, repr(value), f"nothing for the time series of {path.name}")
+    found = series_source(x, y, path.name, classes, normalise=series != "raw")
+    return Series.of(path.stem, found, limit, seed, str(path))
+
+
+def _from_path(path: Path, split: str, fit: Fit, channels: int | None, classes: Any) -> ArraySource | PhotoSource:
     if path.is_dir():
         return folder_source(path, split, fit, classes)
-    match path.suffix.lower():
-        case ".npz":
-            return npz_source(path, split, classes=classes, layout=layout, size=fit.size, channels=channels)
-        case ".zip":
-            return zip_source(path, split, "label", fit.size, channels)
+    if path.suffix.lower() == ".zip":
+        return zip_source(path, split, "label", fit.size, channels)
     raise bad("data", f"the file {path}", "a folder of images, an .npz with x and y, or a .zip with labels.csv")
 
 
@@ -183,17 +219,28 @@ def _missing(entry: Entry, split: str, looked: list[Path], base: Path) -> str:
     )
 
 
-def as_dataset(data: Any) -> Dataset:
+def as_dataset(data: Any, models: Iterable[Target] = ()) -> Dataset:
     """A data set from anything that can stand for one: a data set, what `load_data` reads, or a pair (x, y) of arrays.
+
+    models: where one of them takes series, arrays [N, C, T] are series.
 
     Raises: BadInput for anything else, and for what `load_data` and `from_arrays` refuse.
     """
     if isinstance(data, (str, os.PathLike)):
-        return load_data(data)
+        return load_data(data, series=scaling_for(data, models))
     if isinstance(data, tuple) and len(data) == 2:
-        return from_arrays(*data)
+        return from_series(*data) if _series_models(models) else from_arrays(*data)
     if isinstance(data, Dataset):
         return data
     raise bad(
         "data", type(data).__name__, "a data set, a name or path that load_data reads, or a pair (x, y) of arrays"
     )
+
+
+def scaling_for(data: str | os.PathLike[str], models: Iterable[Target]) -> Scaling | None:
+    """What `load_data` has to be told about a file that these models are to read: whether it holds series."""
+    return "normalised" if str(data).lower().endswith(".npz") and _series_models(models) else None
+
+
+def _series_models(models: Iterable[Target]) -> bool:
+    return any(model.space.shape is not None and len(model.space.shape) == 2 for model in models)

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -14,6 +14,9 @@ from withstand.data.arrays import Npz
 from withstand.data.checks import check_labels
 from withstand.data.images import Images, digest_of
 from withstand.errors import BadInput, bad
+
+Scaling = Literal["normalised", "raw"]
+"""Each channel of each series brought to mean 0 and deviation 1, or left as it is."""
 
 _FLAT = 1e-8  # a channel that deviates by less from its mean is constant
 
@@ -92,7 +95,9 @@ class SeriesSource:
         flat = values.std(2, dtype=np.float64) <= _FLAT
         if self.normalise and flat.any():
             row, channel = np.argwhere(flat)[0]
-            mend = "Drop that series or channel, or give normalise=False."
+            mend = (
+                "Drop that series or channel, or take them as they are: normalise=False, series='raw' (--series raw)."
+            )
             got = f"a constant channel {channel} in series {positions[row]}"
             raise bad(f"{self.what}: x", got, "series that vary, to bring them to deviation 1", mend)
         return self.x.shape[1:]

@@ -59,7 +59,7 @@ class Diversity:
             inner = side + (draws[:, 1] * (canvas - side)).long()
             offset = (shift * (canvas - inner)).long()
             back = _bilinear(canvas, torch.tensor([side], device=x.device), side)
-            maps.append((back @ _bilinear(side, inner, canvas, offset)).to(x.dtype)[:, None])
+            maps.append((back.to(x.dtype) @ _bilinear(side, inner, canvas, offset).to(x.dtype))[:, None])
         return changed, maps[0], maps[1]
 
 

@@ -1,0 +1,176 @@
+"""The transfer attacks beside torchattacks', at equal settings and in one run: time, strength, passes, cost of a step.
+
+    WITHSTAND_DATA=... python benchmarks/transfer.py [--quick]
+
+Points are made on the CIFAR-10 ResNet-20 and judged on it and on ResNet-32 and ResNet-56, on images that all three get
+right. Both sides take ten steps of a tenth of Linf 8/255 from the clean point with momentum 1. Rounds alternate between the
+sides; ratios are of processor time, the median over rounds, and wall time is recorded beside them. torchattacks has SI only
+with the look-ahead and TI only with diversity, so that these rows are the same stacks here; its diversity shrinks to 0.9 of
+the side where that of withstand grows to 1.25, and "di, grown" grows in both, where its network takes the larger image.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pretrained
+import torch
+from torch import Tensor, nn
+
+import withstand as ws
+from withstand.files import write_json
+from withstand.metrics import paired_difference
+
+RESULTS = Path(__file__).parent / "results" / "transfer.json"
+EPS, STEPS = 8 / 255, 10
+SURROGATE, TARGETS = "cifar10_resnet20", ("cifar10_resnet32", "cifar10_resnet56")
+Make = Callable[[Tensor, Tensor], Tensor]
+
+_A = ws.attacks
+_T = ws.Linf(EPS)
+PAIRS: dict[str, tuple[Any, str, dict[str, Any]]] = {
+    "mi": (_A.MI(_T), "MIFGSM", {}),
+    "ni": (_A.NI(_T), "NIFGSM", {}),
+    "di": (_A.DI(_T), "DIFGSM", {}),
+    "di, grown": (_A.DI(_T), "DIFGSM", {"resize_rate": 1.25}),
+    "ti": (_A.TI(_T), "TIFGSM", {"len_kernel": 5, "diversity_prob": 0.0}),
+    "ti-di": (_A.TI(_T, views=(_A.Diversity(),)), "TIFGSM", {"len_kernel": 5, "diversity_prob": 0.5}),
+    "si-ni": (_A.SI(_T, views=(_A.Nesterov(), _A.Scale())), "SINIFGSM", {"m": 5}),
+    "vmi": (_A.VMI(_T), "VMIFGSM", {"N": 20}),
+    "vni": (_A.VNI(_T), "VNIFGSM", {"N": 20}),
+}
+"""Name: the attack, its class in torchattacks, and settings beyond eps, step, steps and decay."""
+PASSES = {
+    "mi": 1, "ni": 1, "di": 1, "ti": 1, "si": 5, "admix": 15, "vmi": 21, "vni": 21, "ssa": 20, "pgn": 40, "tpa": 21,
+}  # fmt: skip
+"""Forward and backward passes of one step by the papers' definitions."""
+
+
+def main(out: Path = RESULTS, quick: bool = False) -> dict[str, Any]:
+    """Run all groups and write `out`. quick: 10 images, one round, the attacks of one pass per step only."""
+    n, timed, rounds = (10, 10, 1) if quick else (200, 32, 4)
+    surrogate, targets = pretrained.network(SURROGATE), {t: pretrained.network(t) for t in TARGETS}
+    x, y = kept([surrogate, *targets.values()], n)
+    peer = _peer()
+    pairs = {k: v for k, v in PAIRS.items() if not quick or looks(v[0]) == 1}
+    beside = {}
+    for name, (ours, cls, settings) in pairs.items():
+        theirs = None if peer is None else _theirs(peer, surrogate, cls, settings)
+        few, many = (x[:timed], x) if looks(ours) < 10 else (x[: max(timed // 4, 5)], x[: n // 2])
+        beside[name] = {"passes per step": looks(ours)}
+        if theirs is None:
+            beside[name] |= {"missing": "torchattacks is not installed"}
+            continue
+        own: Make = lambda x, y, ours=ours: ours(surrogate, x, y)  # noqa: E731
+        beside[name] |= {"settings": {"class": cls, **settings}, "time": race(own, theirs, few, y[: len(few)], rounds)}
+        beside[name] |= {"strength": strength(own, theirs, {SURROGATE: surrogate, **targets}, many, y)}
+        print(name, beside[name], flush=True)
+    steps = {
+        name: one_more_step(surrogate, getattr(_A, name.upper() if name != "admix" else "Admix"), x, y, rounds)
+        for name in PASSES
+        if not quick or PASSES[name] == 1
+    }
+    found = {
+        "eps": EPS,
+        "steps": STEPS,
+        "images": len(x),
+        "images timed": timed,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "torchattacks": None if peer is None else metadata.version("torchattacks"),
+        "beside torchattacks": beside,
+        "one more step": steps,
+    }
+    write_json(out, found)
+    return found
+
+
+def kept(models: list[nn.Module], n: int) -> tuple[Tensor, Tensor]:
+    """The first n test images that all models get right."""
+    x, y = pretrained.images(n + n // 3)
+    right = torch.stack([torch.cat([m(part).argmax(1) for part in x.split(100)]) == y for m in models]).all(0)
+    return x[right][:n], y[right][:n]
+
+
+def looks(attack: Any) -> int:
+    """Passes per step as the attack's views say."""
+    return int(torch.tensor([getattr(v, "looks", getattr(v, "samples", 1)) for v in attack.views or (1,)]).prod())
+
+
+def race(ours: Make, theirs: Make, x: Tensor, y: Tensor, rounds: int) -> dict[str, float]:
+    """Seconds of both, and our time in theirs: the median over rounds in which both take turns."""
+    times: list[list[tuple[float, float]]] = []
+    for round_ in range(rounds + 1):
+        order = (ours, theirs) if round_ % 2 else (theirs, ours)
+        spent = {make: clocked(lambda make=make: make(x, y)) for make in order}
+        times.append([spent[ours], spent[theirs]])
+    times = times[1:]  # the first round warms up
+    return {
+        "ratio": round(statistics.median(a[1] / b[1] for a, b in times), 3),
+        "ratio of wall time": round(statistics.median(a[0] / b[0] for a, b in times), 3),
+        "seconds": round(statistics.median(a[1] for a, _ in times), 3),
+        "seconds of torchattacks": round(statistics.median(b[1] for _, b in times), 3),
+    }
+
+
+def strength(ours: Make, theirs: Make, judges: dict[str, nn.Module], x: Tensor, y: Tensor) -> dict[str, Any]:
+    """Success on each model for both, and the difference (ours minus theirs) with its 95 % interval, paired by image."""
+    y = y[: len(x)]
+    points = [torch.cat([make(a, b).detach() for a, b in zip(x.split(100), y.split(100))]) for make in (ours, theirs)]
+    found: dict[str, Any] = {"images": len(x)}
+    for name, judge in judges.items():
+        a, b = (torch.cat([judge(part).argmax(1) for part in z.split(100)]).ne(y).numpy() for z in points)
+        difference, low, high, _ = paired_difference(b, a)
+        found[name] = {"ours": a.mean(), "theirs": b.mean(), "difference": difference, "low": low, "high": high}
+        found[name] = {k: round(float(v), 4) for k, v in found[name].items()}
+    return found
+
+
+def one_more_step(model: nn.Module, attack: Any, x: Tensor, y: Tensor, rounds: int) -> dict[str, float]:
+    """What further steps cost beside as many bare passes as their definition needs, and how many passes they make."""
+    needed = PASSES[attack.component_name]
+    few, more = (2, 2 + max(2, 16 // needed))
+    x, y = (x[:32], y[:32]) if needed < 10 else (x[:8], y[:8])
+    short, long = attack(_T, steps=few), attack(_T, steps=more)
+    counted = [a.run(model, x[:2], y[:2]) for a in (short, long)]
+    made = [int((r.forwards + r.backwards).max()) for r in counted]
+    ratios = []
+    for _ in range(rounds + 1):
+        bare = clocked(lambda: [pretrained.one_pass(model, x, y) for _ in range((more - few) * needed)])
+        a, b = clocked(lambda: short(model, x, y)), clocked(lambda: long(model, x, y))
+        ratios.append([(b[i] - a[i]) / bare[i] for i in (0, 1)])
+    wall, processor = (round(statistics.median(r[i] for r in ratios[1:]), 3) for i in (0, 1))
+    passes = (made[1] - made[0]) / 2 / (more - few)
+    return {"ratio": processor, "ratio of wall time": wall, "passes": passes, "passes by definition": needed}
+
+
+def clocked(work: Callable[[], Any]) -> tuple[float, float]:
+    """Wall and processor seconds."""
+    start = time.perf_counter(), time.process_time()
+    work()
+    return time.perf_counter() - start[0], time.process_time() - start[1]
+
+
+def _peer() -> Any:
+    try:
+        import torchattacks
+    except ImportError:
+        return None
+    return torchattacks
+
+
+def _theirs(peer: Any, model: nn.Module, cls: str, settings: dict[str, Any]) -> Make:
+    return getattr(peer, cls)(model, eps=EPS, alpha=EPS / STEPS, steps=STEPS, decay=1.0, **settings)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--quick", action="store_true")
+    options = vars(parser.parse_args())
+    for attack, cost in main(**options)["one more step"].items():
+        print(attack, cost)
