@@ -1,6 +1,6 @@
 """The transfer attacks beside torchattacks', at equal settings and in one run: time, strength, passes, cost of a step.
 
-    WITHSTAND_DATA=... python benchmarks/transfer.py [--quick]
+    WITHSTAND_DATA=... python benchmarks/transfer.py [--quick] [--fresh]
 
 Points are made on the CIFAR-10 ResNet-20 and judged on it and on ResNet-32 and ResNet-56, on images that all three get
 right. Both sides take ten steps of a tenth of Linf 8/255 from the clean point with momentum 1. Rounds alternate between the
@@ -10,6 +10,7 @@ the side where that of withstand grows to 1.25, and "di, grown" grows in both, w
 """
 
 import argparse
+import json
 import statistics
 import time
 from collections.abc import Callable
@@ -50,42 +51,47 @@ PASSES = {
 """Forward and backward passes of one step by the papers' definitions."""
 
 
-def main(out: Path = RESULTS, quick: bool = False) -> dict[str, Any]:
-    """Run all groups and write `out`. quick: 10 images, one round, the attacks of one pass per step only."""
+def main(out: Path = RESULTS, quick: bool = False, fresh: bool = False) -> dict[str, Any]:
+    """Run all groups and write `out` after each row; rows that it holds are not measured again unless fresh.
+
+    quick: 10 images, one round, the attacks of one pass per step only.
+    """
     n, timed, rounds = (10, 10, 1) if quick else (200, 32, 4)
     surrogate, targets = pretrained.network(SURROGATE), {t: pretrained.network(t) for t in TARGETS}
     x, y = kept([surrogate, *targets.values()], n)
     peer = _peer()
-    pairs = {k: v for k, v in PAIRS.items() if not quick or looks(v[0]) == 1}
-    beside = {}
-    for name, (ours, cls, settings) in pairs.items():
-        theirs = None if peer is None else _theirs(peer, surrogate, cls, settings)
-        few, many = (x[:timed], x) if looks(ours) < 10 else (x[: max(timed // 4, 5)], x[: n // 2])
-        beside[name] = {"passes per step": looks(ours)}
-        if theirs is None:
-            beside[name] |= {"missing": "torchattacks is not installed"}
-            continue
-        own: Make = lambda x, y, ours=ours: ours(surrogate, x, y)  # noqa: E731
-        beside[name] |= {"settings": {"class": cls, **settings}, "time": race(own, theirs, few, y[: len(few)], rounds)}
-        beside[name] |= {"strength": strength(own, theirs, {SURROGATE: surrogate, **targets}, many, y)}
-        print(name, beside[name], flush=True)
-    steps = {
-        name: one_more_step(surrogate, getattr(_A, name.upper() if name != "admix" else "Admix"), x, y, rounds)
-        for name in PASSES
-        if not quick or PASSES[name] == 1
-    }
     found = {
         "eps": EPS,
         "steps": STEPS,
-        "images": len(x),
-        "images timed": timed,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "torchattacks": None if peer is None else metadata.version("torchattacks"),
-        "beside torchattacks": beside,
-        "one more step": steps,
     }
-    write_json(out, found)
+    before = json.loads(out.read_text()) if out.is_file() and not fresh else {}
+    same = {k: before.get(k) for k in found} == found
+    beside, steps = (before[k] if same else {} for k in ("beside torchattacks", "one more step"))
+    found |= {"beside torchattacks": beside, "one more step": steps}
+    for name, (ours, cls, settings) in PAIRS.items():
+        if name in beside or (quick and looks(ours) > 1):
+            continue
+        row: dict[str, Any] = {"passes per step": looks(ours), "class": cls, **settings}
+        if peer is None:
+            row["missing"] = "torchattacks is not installed"
+        else:
+            long = looks(ours) >= 10
+            own: Make = lambda x, y, ours=ours: ours(surrogate, x, y)  # noqa: E731
+            theirs = _theirs(peer, surrogate, cls, settings)
+            row["time"] = race(own, theirs, x[: timed // 4 if long else timed], y, rounds)
+            judges = {SURROGATE: surrogate, **targets}
+            row["strength"] = strength(own, theirs, judges, x[: n // 4 if long else n], y)
+        beside[name] = row
+        write_json(out, found)
+        print(name, row, flush=True)
+    for name, needed in PASSES.items():
+        if name not in steps and not (quick and needed > 1):
+            steps[name] = one_more_step(surrogate, name, x, y, rounds)
+            write_json(out, found)
+            print(name, steps[name], flush=True)
     return found
 
 
@@ -103,6 +109,7 @@ def looks(attack: Any) -> int:
 
 def race(ours: Make, theirs: Make, x: Tensor, y: Tensor, rounds: int) -> dict[str, float]:
     """Seconds of both, and our time in theirs: the median over rounds in which both take turns."""
+    y = y[: len(x)]
     times: list[list[tuple[float, float]]] = []
     for round_ in range(rounds + 1):
         order = (ours, theirs) if round_ % 2 else (theirs, ours)
@@ -110,6 +117,7 @@ def race(ours: Make, theirs: Make, x: Tensor, y: Tensor, rounds: int) -> dict[st
         times.append([spent[ours], spent[theirs]])
     times = times[1:]  # the first round warms up
     return {
+        "images": len(x),
         "ratio": round(statistics.median(a[1] / b[1] for a, b in times), 3),
         "ratio of wall time": round(statistics.median(a[0] / b[0] for a, b in times), 3),
         "seconds": round(statistics.median(a[1] for a, _ in times), 3),
@@ -130,9 +138,9 @@ def strength(ours: Make, theirs: Make, judges: dict[str, nn.Module], x: Tensor, 
     return found
 
 
-def one_more_step(model: nn.Module, attack: Any, x: Tensor, y: Tensor, rounds: int) -> dict[str, float]:
+def one_more_step(model: nn.Module, name: str, x: Tensor, y: Tensor, rounds: int) -> dict[str, float]:
     """What further steps cost beside as many bare passes as their definition needs, and how many passes they make."""
-    needed = PASSES[attack.component_name]
+    attack, needed = getattr(_A, "Admix" if name == "admix" else name.upper()), PASSES[name]
     few, more = (2, 2 + max(2, 16 // needed))
     x, y = (x[:32], y[:32]) if needed < 10 else (x[:8], y[:8])
     short, long = attack(_T, steps=few), attack(_T, steps=more)
@@ -171,6 +179,5 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--quick", action="store_true")
-    options = vars(parser.parse_args())
-    for attack, cost in main(**options)["one more step"].items():
-        print(attack, cost)
+    parser.add_argument("--fresh", action="store_true")
+    main(**vars(parser.parse_args()))

@@ -12,7 +12,7 @@ from withstand.reproductions.probes import domain_probe
 from withstand.reproductions.runner import judge
 from withstand.training import Trainer
 
-SYSTEMS = [name for name in available() if name not in ("classic_attacks", "gpga", "tsa_stat")]
+SYSTEMS = [name for name in available() if name not in ("classic_attacks", "gpga", "tpa", "tsa_stat")]
 TINY = {"epochs": 1, "train": 60, "test": 24, "attacked": 6, "queries": 10}
 
 

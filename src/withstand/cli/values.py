@@ -2,8 +2,8 @@
 
 import re
 from collections.abc import Collection, Iterable
+from typing import Any
 
-import click
 from typer.core import TyperCommand
 
 _SETTING = re.compile(r"\s*[A-Za-z_]\w*\s*=")
@@ -12,7 +12,7 @@ _SETTING = re.compile(r"\s*[A-Za-z_]\w*\s*=")
 class SeveralValues(TyperCommand):
     """A command without arguments, whose repeatable options take all values up to the next option."""
 
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         several = {name for p in self.params if getattr(p, "multiple", False) for name in p.opts}
         return super().parse_args(ctx, spread(args, several))
 

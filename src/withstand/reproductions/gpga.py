@@ -4,17 +4,19 @@ A reconstruction from the paper's abstract: the claims are the abstract's, the n
 adversarially trained with hard labels from another seed; every target learns from the same digits for as long.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from withstand.attacks import FGSM, GPGA, PGD, Attack, AutoAttack
 from withstand.audit.checks.guided import Guided
+from withstand.data import load_data
 from withstand.protocols import Claim
 from withstand.random import derive
-from withstand.reproductions.arms import right, row
+from withstand.registry import replace
+from withstand.reproductions.arms import fresh, right, row
 from withstand.reproductions.classic_attacks import digits, network
 from withstand.threats import Linf
 from withstand.training.basic import fit
@@ -32,7 +34,11 @@ TARGETS: dict[str, dict[str, Any]] = {
 SCALES: dict[str, dict[str, Any]] = {
     "smoke": {"images": 100, "epochs": 6, "queries": 100},
     "cpu": {"images": 497, "epochs": 25, "queries": 1000},
-}
+    "gpu": {
+        "images": 1000, "epochs": 15, "queries": 1000, "data": "cifar10", "network": "cifar_resnet20", "eps": 8 / 255,
+        "train": 20_000, "batch": 256, "device": "cuda",
+    },
+}  # fmt: skip
 _PAPER = "Naseer, Khan, Porikli, Khan, 2022, arXiv 2212.14875, abstract"
 
 
@@ -76,35 +82,53 @@ CLAIMS = [
 def measure(scale: str, seed: int, progress: Callable[[str], None]) -> dict[str, Any]:
     """Train guide and targets, and attack the targets; see the package for the rows."""
     s = SCALES[scale]
-    train, (x, y) = digits("train"), digits("test", s["images"])
+    threat = Linf(s.get("eps", EPS))
+    train, (x, y) = _examples(s, "train", s.get("train")), _examples(s, "test", s["images"])
+
+    def trained(seed: int, attack: Any, smoothing: float = 0.0) -> nn.Module:
+        model = network(seed) if "network" not in s else fresh(s["network"], 10, seed).to(s["device"])
+        inner = replace(attack, threat=threat)
+        return fit(model, train, s["epochs"], inner, smoothing, seed, batch=s.get("batch", 64))
+
     progress("guide: training")
-    guide = fit(network(derive(seed, "guide")), train, s["epochs"], attack=_AT, seed=derive(seed, "guide"))
+    guide = trained(derive(seed, "guide"), _AT)
     rows = []
     for name, settings in TARGETS.items():
         progress(f"{name}: training")
-        model = fit(network(seed), train, s["epochs"], **settings, seed=seed)
+        model = trained(seed, **settings)
         progress(f"{name}: attacks")
-        rows += _attacked(name, model, guide, x, y, s["queries"], seed)
+        rows += _attacked(name, model, guide, x, y, threat, s["queries"], seed)
     return {"rows": rows}
 
 
-def attacks(guide: Any) -> dict[str, Attack]:
+def attacks(guide: Any, threat: Linf) -> dict[str, Attack]:
     """The attacks of the check, and the guided start; all but "transfer" run on the target."""
-    return {**Guided(Linf(EPS)).attacks(guide), "gpga_10_started": GPGA(Linf(EPS), guide, guided_start=True)}
+    return {**Guided(threat).attacks(guide), "gpga_10_started": GPGA(threat, guide, guided_start=True)}
 
 
-def _attacked(name: str, model: Any, guide: Any, x: Tensor, y: Tensor, queries: int, seed: int) -> list[dict[str, Any]]:
+def _examples(s: Mapping[str, Any], part: str, limit: int | None) -> tuple[Tensor, Tensor]:
+    if "data" not in s:
+        return digits(part, limit)
+    data = load_data(s["data"], split=part, limit=limit)
+    batch = data.batch(range(len(data))).to(s["device"])
+    assert batch.y is not None
+    return batch.x, batch.y
+
+
+def _attacked(
+    name: str, model: Any, guide: Any, x: Tensor, y: Tensor, threat: Linf, queries: int, seed: int
+) -> list[dict[str, Any]]:
     clean = right(model, x, y)
     rows = [row(f"{name} / clean", "robust_accuracy", clean)]
     stands: dict[str, Tensor] = {}
-    for label, attack in attacks(guide).items():
+    for label, attack in attacks(guide, threat).items():
         z = attack(guide if label == "transfer" else model, x, y, seed=seed)
         stands[label] = clean & right(model, z, y)
         rows.append(row(f"{name} / {label}", "robust_accuracy", stands[label]))
     missed = stands["pgd_ce_50"].float() - stands["gpga_10"].float()
     rows.append({"arm": f"{name} / masking", "metric": "masking_score", "examples": missed.tolist()})
     for label, first in (("autoattack", None), ("guided_autoattack", guide)):
-        found = AutoAttack(Linf(EPS), queries=queries, guide=first).run(model, x, y, seed=seed)
+        found = AutoAttack(threat, queries=queries, guide=first).run(model, x, y, seed=seed)
         rows.append(row(f"{name} / {label}", "robust_accuracy", clean & ~found.success))
         spent = (found.forwards + found.backwards).to(torch.float64)
         rows.append({"arm": f"{name} / {label}", "metric": "passes", "examples": spent.tolist()})

@@ -38,6 +38,10 @@ SCALES: dict[str, dict[str, Any]] = {
     "cpu": {
         "sets": ["SyntheticControl", "BasicMotions"], "examples": 20, "steps": 200, "epochs": 12, "train": 300, "inner": 5,
     },
+    "gpu": {
+        "sets": ["SyntheticControl", "BasicMotions", "CBF", "Epilepsy"], "examples": 100, "steps": 1000, "epochs": 100,
+        "train": 600, "inner": 10, "device": "cuda",
+    },
 }  # fmt: skip
 HARDENED: dict[str, Callable[[int], Attack]] = {
     "pgd_trained": lambda steps: PGD(Linf(0.5), steps=steps),
@@ -98,7 +102,7 @@ def measure(scale: str, seed: int, progress: Callable[[str], None]) -> dict[str,
             found.setdefault((arm, metric), []).append(examples)
 
     for name in s["sets"]:
-        test = load_data(name, split="test", seed=seed).batch(range(len(load_data(name))))
+        test = load_data(name, split="test", seed=seed).batch(range(len(load_data(name)))).to(s.get("device", "cpu"))
         assert test.y is not None
         chosen = (test.y != TARGET).nonzero().flatten()[: s["examples"]]
         x, y = test.x[chosen], test.y[chosen]
@@ -146,8 +150,9 @@ def trained(name: str, recipe: Recipe, s: Mapping[str, Any], seed: int) -> nn.Mo
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(seed, "weights") & 0x7FFFFFFF)
         network = SeriesCNN(data.space.shape[0] or 1, len(data.classes))  # type: ignore[index]
-    trainer = Trainer(epochs=s["epochs"], batch=32, optimizer=Adam(1e-3))
-    return harden(network, data, recipe, trainer=trainer, validation=None, seed=seed).module.eval()
+    device = s.get("device", "cpu")
+    trainer = Trainer(epochs=s["epochs"], batch=32, optimizer=Adam(1e-3), accelerator=device)
+    return harden(network, data, recipe, trainer=trainer, validation=None, seed=seed).module.to(device).eval()
 
 
 def _row(arm: str, metric: str, examples: Tensor) -> dict[str, Any]:
