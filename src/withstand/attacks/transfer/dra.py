@@ -51,6 +51,7 @@ class DRA(Recipe):
     """
 
     verb: ClassVar[str] = "fit-attack"
+    learned: ClassVar[bool] = True
     shards: ClassVar[bool] = False
     defaults: ClassVar[Mapping[str, Any]] = {
         "epochs": 10,
