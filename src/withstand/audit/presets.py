@@ -24,7 +24,7 @@ PRESETS: dict[str, tuple[str, ...]] = {
         "transfer({linf}, examples=200)",
         "unfamiliar(examples=400)",
         "saliency(examples=64)",
-        "knn({linf}, examples=100)",
+        "neighbours({linf}, examples=100)",
         "trust(threat={linf})",
     ),
     "standard": (
@@ -40,7 +40,7 @@ PRESETS: dict[str, tuple[str, ...]] = {
         "blackbox({linf}, attack=square(queries=1000), examples=200)",
         "unfamiliar(examples=5000)",
         "saliency",
-        "knn({linf}, examples=1000)",
+        "neighbours({linf}, examples=1000)",
         "trust(threat={linf})",
     ),
     "full": (
@@ -59,7 +59,7 @@ PRESETS: dict[str, tuple[str, ...]] = {
         "blackbox({l2}, attack=boundary(queries=5000), examples=200)",
         "unfamiliar",
         "saliency(examples=2000)",
-        "knn({linf})",
+        "neighbours({linf})",
         "trust(threat={linf}, examples=256)",
     ),
 }

@@ -20,7 +20,7 @@ QUICK = {
     "blackbox": "blackbox(linf(0.2), attack=square(queries=30))",
     "transfer": "transfer(linf(0.2), attack=pgd(steps=3))",
     "guided": "guided(linf(0.2))",
-    "knn": "knn(linf(0.2), steps=3, epochs=2)",
+    "neighbours": "neighbours(linf(0.2), steps=3, epochs=2)",
     "unfamiliar": "unfamiliar(k=3)",
     "detection": "detection(linf(0.2), attacks=(pgd(steps=3), fgsm()), detectors=('lid(k=3, batch=6)', 'mahalanobis'), "
     "steps=3, weights=(0.0, 1.0))",

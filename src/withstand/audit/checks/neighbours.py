@@ -23,13 +23,14 @@ not for here."""
 _FITTED_ON = 2000  # examples at most
 
 
-@component("check", "knn", systems=("advknn", "ask"))
-class KNNCheck(Check):
+@component("check", "neighbours", systems=("advknn", "ask"))
+class NeighboursCheck(Check):
     """Accuracy of a kNN classifier under attacks that look inside, judged by its real votes.
 
     Votes have no gradient: gradient attacks on them find nothing, which says nothing of robustness. `origin` attacks the
     network under the votes; `advknn` a block that has learned to tell the votes of the audited examples (the attacker can
-    ask the classifier about them). What counts in the end is what no attack breaks ("worst").
+    ask the classifier about them), "advknn_ce" the same block by its class alone, which is often the stronger form. What
+    counts in the end is what no attack breaks ("worst").
 
     Only for classifiers that `withstand.knn_classifier` made. threat: what the adversary may do. steps: of each attack.
     epochs: of fitting the block, on 2,000 of the examples at most.
@@ -59,6 +60,7 @@ class KNNCheck(Check):
         return {
             "origin": Origin(self.threat, self.steps, size),
             "advknn": AdvKNN(self.threat, block, self.steps, size),
+            "advknn_ce": AdvKNN(self.threat, block, self.steps, size, kl_weight=0.0),
             **more,
         }
 
