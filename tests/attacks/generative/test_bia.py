@@ -51,6 +51,13 @@ def test_the_similarity_of_an_image_to_itself_is_one(variant):
         assert recipe.similarity(system, x, x, normal).allclose(torch.ones(5), atol=1e-6)
 
 
+def test_a_layer_before_an_activation_in_place_is_read_before_it():
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(144, 3))
+    x, z = torch.rand(2, 5, 1, 8, 8)
+    recipe = BIA(layer="0", **SMALL)
+    assert recipe.similarity(system_of(recipe, net), z, x).allclose(by_hand(net[0], x, z), atol=1e-6)
+
+
 @pytest.mark.parametrize("da", [False, True])
 @pytest.mark.parametrize("normal", [None, (0.4, 0.7)])
 def test_the_similarity_is_that_of_the_paper(da, normal):
