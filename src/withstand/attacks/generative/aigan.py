@@ -45,7 +45,8 @@ class AIGAN(Recipe):
     optimizer: of D, at a constant rate. ngf, blocks: of G; D has ngf, 2 ngf and 4 ngf channels.
 
     What is shipped is G: see the attack `targeted_generated`. Judge it on all targets but the label, on images that C has
-    right, beside PGD with the same targets. In the history: the terms, D's accuracy, the share of x' that C takes for t.
+    right, beside PGD with the same targets. In the history: the terms, D's accuracy, the share of x' that C takes for t, of
+    those whose label is another.
 
     References: Bai, Zhao, Zhu, Han, Chen, Li, Kot, "AI-GAN: Attack-Inspired Generation of Adversarial Examples", 2020 and
     2021, arXiv 2002.02196; the same, "Towards Efficiently Evaluating the Robustness of Deep Neural Networks in IoT Systems:
@@ -171,7 +172,10 @@ class AIGAN(Recipe):
         target, (adversarial, gan, hinge) = batch.extra["target"], self.terms
         moved = made.clamp(0, 1)
         logits = system.source(moved)
-        step.say("targeted_success", (logits.argmax(1) == target).float().mean())
+        assert batch.y is not None
+        aimed = target != (batch.y if batch.y.dim() == 1 else batch.y.argmax(1))  # mixed images have shares of labels
+        hit = (logits.argmax(1) == target) & aimed
+        step.say("targeted_success", hit.sum() / aimed.sum().clamp_min(1))
         terms = {"loss_adversarial": adversarial * F.cross_entropy(logits, target)}
         if gan:
             real, classes = system.discriminator(moved)
