@@ -1,4 +1,5 @@
 import copy
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -102,6 +103,21 @@ def test_before_the_switch_the_attackers_images_are_real_and_afterwards_the_clea
         next(iter(recipe.updates(system, batch, step(epoch)))).loss()
         handle.remove()
         assert torch.equal(seen[0], wanted)
+
+
+@pytest.mark.parametrize(
+    ("settings", "warned"),
+    [({"switch": 4}, True), ({"switch": 3}, False), ({"switch": 9, "weights": (1, 0, 0)}, False),
+     ({"switch": 9, "variant": "robust_d"}, False)],
+)  # fmt: skip
+def test_a_switch_that_never_comes_is_told_once(settings, warned):
+    recipe = AIGAN(**SMALL, **settings)
+    system = system_of(recipe)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        crafted(recipe, system)
+        recipe.craft(system, images().batch(range(12)), replace(step(), step=1))
+    assert ["switch" in str(w.message) for w in told] == [True] * warned
 
 
 def test_the_attacker_pulls_towards_the_targets():

@@ -1,5 +1,6 @@
 """AI-GAN: a conditional generator that learns from an attacker, a discriminator and the attacked classifier."""
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace as with_
 from itertools import pairwise
@@ -42,7 +43,8 @@ class AIGAN(Recipe):
 
     attack: the attacker; its threat, which must be Linf, is the generator's. weights: None takes (1, 1, 1.5) for two_stage
     and (1, 1, 0) for robust_d. switch=0 leaves A out, which is a conditional AdvGAN; with w2 = 0 there is neither A nor D.
-    optimizer: of D, at a constant rate. ngf, blocks: of G; D has ngf, 2 ngf and 4 ngf channels.
+    A switch beyond the last epoch leaves x out instead, with a warning. optimizer: of D; its rate stays as it is, which is our
+    choice, while that of G follows the trainer's schedule. ngf, blocks: of G; D has ngf, 2 ngf and 4 ngf channels.
 
     What is shipped is G: see the attack `targeted_generated`. Judge it on all targets but the label, on images that C has
     right, beside PGD with the same targets. In the history: the terms, D's accuracy, the share of x' that C takes for t, of
@@ -130,6 +132,9 @@ class AIGAN(Recipe):
 
     def craft(self, system: Any, batch: Batch, step: Step) -> Batch:
         """The targets, and what D is to take for real (two_stage) or to classify (robust_d)."""
+        if step.step == step.rank == 0 and self._never_switches(step.epochs):
+            text = f"aigan: switch={self.switch} lies beyond the last of {step.epochs} epochs, so that the discriminator never"
+            warnings.warn(f"{text} sees a clean image. Lower the switch (a sixtieth of the epochs by default).", stacklevel=2)
         target = step.rows.integers((), 0, system.model.classes, "target")
         extra: dict[str, Any] = {"target": target, "real": batch.x}
         if self.terms[1] and self.variant == "robust_d":
@@ -155,6 +160,9 @@ class AIGAN(Recipe):
             return self._learn(system, batch, moved, step)
 
         yield Update(learn, freeze=(system.discriminator,))
+
+    def _never_switches(self, epochs: int) -> bool:
+        return self.variant == "two_stage" and self.terms[1] > 0 and self.switch >= epochs
 
     def _tell(self, discriminator: Any, batch: Batch, fake: Tensor, step: Step) -> Tensor:
         """The discriminator's loss."""
