@@ -7,8 +7,9 @@ needs, 40 where no number of steps reaches it ("reached" in its row tells); `pgd
 least one. An image's row is the share of the nine targets that it was taken for, of images that both networks have right.
 Times of all arms alternate, round by round; recorded times of rows without "reached" were taken arm after arm.
 
-The paper's weights and tables are not known. 16 epochs are few (15 to 60 are expected to do at this size). Not measured: FGSM
-and C&W beside it, an AdvGAN for each class, transfer to other networks, defences by ensembles, the paper's data sets.
+The paper's weights and tables are not known. 16 epochs are at the low end of the 15 to 60 that were meant for this size.
+Not measured: FGSM and C&W beside it, an AdvGAN for each class, transfer to other networks, defences by ensembles, and the
+paper's data sets, for which there is no scale "gpu".
 """
 
 import time

@@ -43,7 +43,7 @@ class AIGAN(Recipe):
 
     attack: the attacker; its threat, which must be Linf, is the generator's. weights: None takes (1, 1, 1.5) for two_stage
     and (1, 1, 0) for robust_d. switch=0 leaves A out, which is a conditional AdvGAN; with w2 = 0 there is neither A nor D.
-    A switch beyond the last epoch leaves x out instead, with a warning. optimizer: of D; its rate stays as it is, which is our
+    A switch beyond the last epoch leaves x out instead, with a warning. optimizer: of D; its rate stays as it is, our
     choice, while that of G follows the trainer's schedule. ngf, blocks: of G; D has ngf, 2 ngf and 4 ngf channels.
 
     What is shipped is G: see the attack `targeted_generated`. Judge it on all targets but the label, on images that C has
@@ -133,8 +133,8 @@ class AIGAN(Recipe):
     def craft(self, system: Any, batch: Batch, step: Step) -> Batch:
         """The targets, and what D is to take for real (two_stage) or to classify (robust_d)."""
         if step.step == step.rank == 0 and self._never_switches(step.epochs):
-            text = f"aigan: switch={self.switch} lies beyond the last of {step.epochs} epochs, so that the discriminator never"
-            warnings.warn(f"{text} sees a clean image. Lower the switch (a sixtieth of the epochs by default).", stacklevel=2)
+            text = f"aigan: switch={self.switch} lies beyond the last of {step.epochs} epochs: the discriminator never sees"
+            warnings.warn(f"{text} a clean image. Lower it (by default a sixtieth of the epochs).", stacklevel=2)
         target = step.rows.integers((), 0, system.model.classes, "target")
         extra: dict[str, Any] = {"target": target, "real": batch.x}
         if self.terms[1] and self.variant == "robust_d":

@@ -93,7 +93,9 @@ class Generated(Attack):
             made = net(x) if target is None else net(x, target)
         if not isinstance(made, Tensor) or made.shape != x.shape:
             got = list(made.shape) if isinstance(made, Tensor) else type(made).__name__
-            raise bad("generator", f"one that returns {got}", f"one that returns images {list(x.shape)}, as it is given")
+            raise bad(
+                "generator", f"one that returns {got}", f"one that returns images {list(x.shape)}, as it is given"
+            )
         if not bool(torch.isfinite(made).all()):
             raise bad("generator", "NaN or infinite values", "finite images", "Its training may have diverged.")
         return made
