@@ -210,14 +210,14 @@ def test_the_transfer_matrix_takes_attacks_that_ask_no_model(shapes, tmp_path):
 
 
 def test_written_points_say_whether_they_reached_their_target(shapes, tmp_path):
-    model = cnn().eval()
-    attack = TargetedGenerated(Linf(0.5), Shift(), target=2)
-    made = craft(as_target(model, "a"), shapes, attack, tmp_path / "z.npz")
-    x = shapes.batch(range(24)).x
-    said = model((x + 0.5).clamp(0, 1)).argmax(1)
-    assert [image["success"] for image in made["images"]] == (said == 2).tolist()
-    labels = torch.tensor([image["label"] for image in made["images"]])
-    assert ((said == 2) != (said != labels)).any()  # not the same as being wrong
+    model, x = cnn().eval(), shapes.batch(range(24)).x
+    for target in (0, 2):  # untrained, the model says 0 for all
+        attack = TargetedGenerated(Linf(0.5), Shift(), target=target)
+        made = craft(as_target(model, "a"), shapes, attack, tmp_path / f"{target}.npz")
+        said = model((x + 0.5 * (target > 0)).clamp(0, 1)).argmax(1)
+        labels = torch.tensor([image["label"] for image in made["images"]])
+        assert [image["success"] for image in made["images"]] == ((said == target) & (labels != target)).tolist()
+        assert ((said == target) != (said != labels)).any()  # not the same as being wrong
 
 
 class Brightness(nn.Module):
