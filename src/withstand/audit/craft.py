@@ -64,7 +64,7 @@ class Craft(Check):
             if self.attack.keep == "last" and shard.y is not None:
                 # the attack itself asks nothing about its last iterates
                 aim = getattr(getattr(self.attack, "objective", None), "target", None)
-                success = prediction != shard.y if aim is None else prediction == aim
+                success = (prediction != shard.y) & (True if aim is None else prediction == aim)
             if self.rounded:
                 x_adv = towards(x_adv, x)
                 exact, prediction = prediction, predict(target, x_adv, ctx).argmax(1)
