@@ -223,7 +223,7 @@ def test_a_saved_classifier_comes_back_as_a_model(tmp_path, calibrated) -> None:
     assert torch.equal(back(x), target(x))
     assert back.fingerprint() == target.fingerprint()
     assert back.space == target.space
-    assert back.name == "knn(zoo:digits_cnn [backbone])"
+    assert back.name == "knn(zoo:digits_cnn)"
     described = json.loads((tmp_path / "artefact.json").read_text())
     del described["knn"]["layers"]
     (tmp_path / "artefact.json").write_text(json.dumps(described))

@@ -69,7 +69,7 @@ def knn_classifier(
     else:
         held = _examples(as_dataset(calibration), None, seed, "calibration")
         made = DeepKNN(target, layers, x, y, **options, calibration=held)
-    return made.target(name or f"knn({target.name})")
+    return made.target(name)
 
 
 class HiddenKNN(nn.Module):
@@ -137,6 +137,7 @@ class HiddenKNN(nn.Module):
         self.layers, self.k, self.classes = tuple(layers), k, classes
         self.metric: Metric = metric
         self.space = Space(shape, target.space.box, classes)
+        self.backbone_name = target.name
         self.source = artefact.describe(target, target.space)
         """How the backbone is built again, where it is known."""
         names = {part: name for name, part in self.backbone.named_modules()}
@@ -228,7 +229,7 @@ class HiddenKNN(nn.Module):
 
     def target(self, name: str | None = None) -> TorchTarget:
         """This classifier as a target."""
-        return TorchTarget(self, name, self.space)
+        return TorchTarget(self, name or f"knn({self.backbone_name})", self.space)
 
     def train(self, mode: bool = True) -> "HiddenKNN":
         """Sets the flag; the backbone stays in eval mode."""
@@ -253,7 +254,7 @@ class HiddenKNN(nn.Module):
                 Path(folder) / f"{file}.safetensors",
                 save({k: v.detach().cpu().contiguous().clone() for k, v in state.items()}),
             )
-        entry = {**self.source, "weights": "backbone.safetensors", "name": name or None}
+        entry = {**self.source, "weights": "backbone.safetensors", "name": name or f"knn({self.backbone_name})"}
         said = {"layers": self.layers, "k": self.k, "metric": self.metric, "classes": self.classes}
         write_json(Path(folder) / artefact.FILE, {**entry, "knn": {**said, "shape": self.space.shape}})
 
@@ -361,7 +362,7 @@ def restore(base: Any, said: dict[str, Any], state: dict[str, Tensor], name: str
         made.register_buffer("calibration", state["calibration"])
     for index, kept in zip(made.indexes, vectors):
         cast(Index, index).vectors.data.copy_(kept)  # unit vectors, made unit again, may differ in the last digit
-    return made.target(name or f"knn({base.name})")
+    return made.target(name)
 
 
 def _examples(data: Dataset, per_class: int | None, seed: int, argument: str) -> tuple[Tensor, Tensor]:

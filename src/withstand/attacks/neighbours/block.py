@@ -45,7 +45,7 @@ class FitBlock(Recipe):
     verb: ClassVar[str] = "fit-attack"
     ships: ClassVar[str] = "block"
     labelled: ClassVar[bool] = False
-    defaults: ClassVar[Mapping[str, Any]] = {"batch": 64, "optimizer": Adam(5e-3), "schedule": "cosine"}
+    defaults: ClassVar[Mapping[str, Any]] = {"batch": 64, "optimizer": Adam(1e-2), "schedule": "cosine"}
 
     def __post_init__(self) -> None:
         check_weights(ce_weight=self.ce_weight)
