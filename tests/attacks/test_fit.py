@@ -134,6 +134,16 @@ def test_what_does_not_fit_is_refused(digits, tmp_path):
         load_fitted(f"artefact:{tmp_path}", "shift")
 
 
+@pytest.mark.parametrize(("model", "scratch"), [("zoo:digits_cnn", False), ("zoo:digits_cnn", True)])
+def test_what_needs_a_trained_model_gets_no_fresh_one(digits, model, scratch, monkeypatch):
+    monkeypatch.setattr(ShiftForTests, "learned", True)
+    with pytest.raises(BadInput, match="fresh weights"):
+        fit_attack("shift_for_tests", model, digits, scratch=scratch)
+    done = CliRunner().invoke(app, ["fit-attack", "shift_for_tests", model, "--data", "digits"])
+    assert "fresh weights" in str(done.exception)
+    fit_attack("shift_for_tests", ws.load_model("zoo:digits_cnn", pretrained=False), digits, epochs=1)
+
+
 def test_the_command_fits_and_says_where(tmp_path):
     command = ["fit-attack", "shift_for_tests", "zoo:digits_cnn", "--data", "digits", "--limit", "40", "--epochs", "1"]
     result = CliRunner().invoke(app, [*command, "--out", str(tmp_path / "shift")], catch_exceptions=False)

@@ -82,6 +82,8 @@ def fit_attack(
     recipe = coerce("recipe")(recipe)
     if recipe.verb != "fit-attack":
         raise bad("recipe", recipe.component_name, "a recipe of fit-attack", f"withstand {recipe.verb} runs this one.")
+    if isinstance(model, str):
+        refuse_fresh(recipe, model, scratch)
     target, module, examples = materials(model, data, scratch)
     space = check_compatible(target, examples, recipe.labelled)
     if trainer is not None and settings:
@@ -104,6 +106,13 @@ def fit_attack(
             }
             artefact.keep_part(out, recipe.ships, space, name, "last.safetensors", recipe, origin)
     return FittedAttack(recipe.ships, fitted.model, replace(target.space, **vars(space)), name, fitted)
+
+
+def refuse_fresh(recipe: Any, model: str, scratch: bool) -> None:
+    """Refuse fresh weights, which networks of the zoo have that are given none, for a recipe that needs trained ones."""
+    if recipe.learned and (scratch or model.startswith("zoo:")):
+        mend = "Name its --weights, or artefact:FOLDER of a training by withstand harden --recipe standard."
+        raise bad("model", f"{model} with fresh weights", f"a trained model for {recipe.component_name}", mend)
 
 
 _LOADED: dict[tuple[str, int], nn.Module] = {}

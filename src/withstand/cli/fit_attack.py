@@ -53,7 +53,7 @@ def run(
     MODEL and --data are what the attacker has. The result is artefact:OUT, for attacks on any model. The same command with
     the same folder continues a training that was stopped, at whatever moment.
     """
-    from withstand.attacks.fit import fit_attack
+    from withstand.attacks.fit import fit_attack, refuse_fresh
     from withstand.cli.console import resumable, say, show
     from withstand.cli.specs import load_sample, load_to_train, split_name
     from withstand.cli.training import drawn, outcome
@@ -63,6 +63,8 @@ def run(
 
     made = parse(recipe, "recipe")
     name, spec = split_name(model)
+    if weights is None:
+        refuse_fresh(made, spec, scratch)
     folder = out or Path("runs") / f"{made.component_name}-{slug(name or spec)}-{slug(Path(data).name)}"
     given: dict[str, Any] = {
         "epochs": epochs,

@@ -4,6 +4,10 @@ The paper's network at a quarter of its width (at scale smoke: a small one), wit
 learns from more examples than the references. Examples that calibrate DkNN and those that are attacked are apart from them.
 What counts is what the real votes say of the last iterate, as in the official code; images that are wrong from the start
 stay so. The arm "kl_only" attacks by the divergence alone, which the block keeps small at the clean point.
+
+Consistency learning does not help here: with few references the votes are less sure than the block, and to move away from
+their shares is then to become surer of their class. The same blocks
+without the divergence in the attack broke more (tried on one seed).
 """
 
 from collections.abc import Callable

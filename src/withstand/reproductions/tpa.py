@@ -160,7 +160,7 @@ def networks() -> dict[str, nn.Module]:
     """The seven networks with their weights, from the data folder."""
     folder = data_root() / "weights"
     loaded = {name: load_model(f"zoo:{zoo}", weights=folder / f"cifar10_{name}.pth") for name, zoo in NETWORKS.items()}
-    return {name: target.module for name, target in loaded.items()}
+    return {name: target.module for name, target in loaded.items() if target.module is not None}
 
 
 def common(nets: dict[str, nn.Module], n: int, seed: int) -> tuple[Tensor, Tensor]:

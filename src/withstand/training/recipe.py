@@ -108,6 +108,8 @@ class Recipe:
     recipe and the space, named by a word such as "generator"; parts are not validated."""
     labelled: ClassVar[bool] = True
     """Whether the examples' labels are used, which the model must then share."""
+    learned: ClassVar[bool] = False
+    """Whether the model that it is given has to be trained already."""
     defaults: ClassVar[Mapping[str, Any]] = {}
     """Settings of the trainer that its paper took, by name; `fit_attack` takes them where nothing else is said."""
     wraps: ClassVar[bool] = False

@@ -67,7 +67,7 @@ def test_without_a_radius_nothing_moves():
 def test_the_hinge_is_free_within_its_bound_and_pulls_along_the_perturbation_beyond():
     p = torch.tensor([[3.0, 4.0], [0.3, 0.4]], requires_grad=True)
     loss = excess(p, 1.0)
-    assert float(loss) == pytest.approx((5 - 1) / 2)
+    assert loss.item() == pytest.approx((5 - 1) / 2)
     loss.backward()
     assert torch.allclose(p.grad, torch.tensor([[0.6 / 2, 0.8 / 2], [0.0, 0.0]]))
 

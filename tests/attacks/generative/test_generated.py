@@ -11,6 +11,7 @@ from withstand.attacks.fit import fit_attack
 from withstand.attacks.generative import AIGAN, BIA, Generator
 from withstand.attacks.generative.matrix import aimed, all_targets
 from withstand.attacks.noise import Noise
+from withstand.audit.craft import craft
 from withstand.audit.transfer import transfer
 from withstand.data.arrays import from_arrays
 from withstand.errors import BadInput
@@ -164,6 +165,17 @@ def test_the_transfer_matrix_takes_attacks_that_ask_no_model(shapes, tmp_path):
     assert next(r for r in found["runs"] if r["attack"].startswith("generated"))["passes"] == 0
     with pytest.raises(BadInput, match="ask no model"):
         transfer({"a": models["a"]}, {"b": models["b"]}, shapes, [Noise(Linf(0.1))], out=tmp_path / "n")
+
+
+def test_written_points_say_whether_they_reached_their_target(shapes, tmp_path):
+    model = cnn().eval()
+    attack = TargetedGenerated(Linf(0.5), Shift(), target=2)
+    made = craft(as_target(model, "a"), shapes, attack, tmp_path / "z.npz")
+    x = shapes.batch(range(24)).x
+    said = model((x + 0.5).clamp(0, 1)).argmax(1)
+    assert [image["success"] for image in made["images"]] == (said == 2).tolist()
+    labels = torch.tensor([image["label"] for image in made["images"]])
+    assert ((said == 2) != (said != labels)).any()  # not the same as being wrong
 
 
 class Brightness(nn.Module):

@@ -293,3 +293,13 @@ def test_it_is_a_value(net):
     fitted = FittedAttack("model", net, ws.models.as_target(net).space, "stolen", None)  # type: ignore[arg-type]
     object.__setattr__(fitted, "fitted", type("F", (), {"history": [{"epoch": 1, "queries": 70}]})())
     assert stealing_cost(QAIR(substitute=fitted).substitute) == 70
+
+
+def test_the_last_question_of_a_budget_is_a_step():
+    asked = []
+    middle = x[:1].clamp(0.3, 0.7)
+    target = RetrievalTarget(lambda z: asked.append(z[0]) or [[len(asked), 50 + len(asked) % 2]] * len(z))
+    QAIR(Linf(0.2), queries=5, q=10, active=False).run(target, middle)
+    assert len(asked) == 5
+    assert torch.allclose((asked[-1] - middle[0]).abs(), torch.tensor(0.04))
+    assert not torch.allclose((asked[-2] - middle[0]).abs(), torch.tensor(0.04))

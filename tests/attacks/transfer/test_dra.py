@@ -446,7 +446,9 @@ def test_mixed_labels_are_refused():
 
 def test_it_is_fitted_kept_and_attacked_as_any_model(tmp_path):
     digits = ws.load_data("digits", split="train", limit=80, seed=0)
-    made = ws.fit_attack("dra(0.01)", "zoo:digits_cnn", digits, out=tmp_path, epochs=1, batch=20)
+    made = ws.fit_attack(
+        "dra(0.01)", ws.load_model("zoo:digits_cnn", pretrained=False), digits, out=tmp_path, epochs=1, batch=20
+    )
     assert made.kind == "model"
     read = ws.load_model(f"artefact:{tmp_path}")
     assert read.fingerprint() == made.target.fingerprint()

@@ -128,6 +128,21 @@ def test_diversity_is_resizing_padding_and_resizing_back():
     assert len(sides) > 10
 
 
+def test_diversity_below_one_shrinks_inside_a_frame_of_zeros():
+    x = Rows.count(0, 30).uniform((2, 10, 10), "x", dtype=torch.float64)
+    rows = Rows.count(5, 30)
+    shown = A.Diversity(probability=1.0, rate=0.75).change(x, rows, 7)
+    sides = set()
+    for i, (_, size, down, across) in enumerate(rows.uniform((4,), "diversity", 7, dtype=torch.float64).tolist()):
+        side = 7 + math.floor(size * 3)
+        top, left = math.floor(down * (10 - side)), math.floor(across * (10 - side))
+        smaller = F.interpolate(x[i : i + 1], size=(side, side), mode="bilinear")
+        padded = F.pad(smaller, (left, 10 - side - left, top, 10 - side - top))
+        assert torch.allclose(shown[i : i + 1], padded, atol=1e-12)
+        sides.add(side)
+    assert sides == {7, 8, 9}
+
+
 def test_diversity_takes_its_share_of_examples_and_oblong_images():
     x = Rows.count(0, 2000).uniform((1, 6, 9), "x", dtype=torch.float64)
     shown = A.Diversity(probability=0.3).change(x, Rows.count(1, 2000), 0)

@@ -22,9 +22,10 @@ class Queries:
         self.p, self.budget, self._reached = p, budget, p.criterion
         near = p.nearest
         counts = sorted({budget >> i for i in range(budget.bit_length())}) if near else range(1, budget + 1)
-        self._grid = torch.tensor(counts, device=p.x.device)
+        self._counts = tuple(counts)
+        self._grid = torch.tensor(self._counts, device=p.x.device)
         self._trace = torch.full((len(p.x), len(self._grid)), torch.inf, dtype=p.x.dtype, device=p.x.device)
-        p.notes.update({"trace" if near else "values": self._trace, "trace_queries": tuple(counts)})
+        p.notes.update({"trace" if near else "values": self._trace, "trace_queries": self._counts})
         p.clean  # noqa: B018 (the first question)
         self._known = p.best_distance if near else p.best_value
         self._record(p.alive)

@@ -62,6 +62,7 @@ class AIGAN(Recipe):
     optimizer: OptimizerField = Adam(1e-3)
 
     verb: ClassVar[str] = "fit-attack"
+    learned: ClassVar[bool] = True
     ships: ClassVar[str] = "generator"
     defaults: ClassVar[dict[str, Any]] = {
         "optimizer": "adam(1e-3)",

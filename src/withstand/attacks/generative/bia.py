@@ -29,6 +29,7 @@ class CrossDomain(Recipe):
     parameterisation: Literal["image", "residual"] = "image"
 
     verb: ClassVar[str] = "fit-attack"
+    learned: ClassVar[bool] = True
     ships: ClassVar[str] = "generator"
     labelled: ClassVar[bool] = False
     defaults: ClassVar[dict[str, Any]] = PUBLISHED

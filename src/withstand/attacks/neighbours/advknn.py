@@ -82,7 +82,8 @@ class AdvKNN(Attack):
     by the block. With steps=1, step=1.0 it is FGSM. Labels only tell what counts as wrong.
 
     block: what `knn_block` fitted to the attacked classifier, or "artefact:FOLDER". step: as a share of eps. kl_weight,
-    ce_weight: see `away_from_votes`; kl_weight=0 is the attack without consistency learning. The released code averages
+    ce_weight: see `away_from_votes`; kl_weight=0 is the attack without consistency learning, and the stronger one where
+    the block is surer than the votes are: away from their shares is surer still. The released code averages
     the divergence over the classes as well (kl_weight=1/C), leaves it out of FGSM on one layer, and with several layers
     pairs the votes of the first with the block of the last, which is not followed.
 

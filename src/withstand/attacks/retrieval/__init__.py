@@ -1,0 +1,1 @@
+"""Attacks on engines that return ranked lists."""

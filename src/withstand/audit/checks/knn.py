@@ -28,8 +28,8 @@ class KNNCheck(Check):
 
     Votes have no gradient: gradient attacks on them find nothing, which says nothing of robustness. `origin` attacks the
     network under the votes; `advknn` a block that has learned to tell the votes of the audited examples (the attacker can
-    ask the classifier about them); `ask` a soft vote of the nearest references of every class. What counts in the end is
-    what no attack breaks ("worst").
+    ask the classifier about them), "advknn_ce" the same block by its class alone, which is often the stronger form; `ask` a
+    soft vote of the nearest references of every class. What counts in the end is what no attack breaks ("worst").
 
     Only for classifiers that `withstand.knn_classifier` made. threat: what the adversary may do. steps: of each attack.
     epochs: of fitting the block, on 2,000 of the examples at most.
@@ -59,6 +59,7 @@ class KNNCheck(Check):
         return {
             "origin": Origin(self.threat, self.steps, size),
             "advknn": AdvKNN(self.threat, block, self.steps, size),
+            "advknn_ce": AdvKNN(self.threat, block, self.steps, size, kl_weight=0.0),
             "ask": ASK(self.threat, self.steps, neighbours=max(1, min(5, smallest - 1))),
         }
 
