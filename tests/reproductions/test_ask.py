@@ -50,7 +50,6 @@ def test_what_is_transferred_has_taken_all_its_steps(monkeypatch):
     assert (far > system.SCALES["smoke"]["eps"] / 2).all()
 
 
-
 def test_every_scale_says_what_its_trainings_and_attacks_need():
     for s in system.SCALES.values():
         for text in system.TRAININGS.values():
