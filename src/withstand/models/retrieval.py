@@ -56,8 +56,8 @@ class RetrievalTarget:
         """fn: float32 images [N, C, H, W] in [0, 1] -> N lists of ids, best first. k: length of a list; longer ones are
         cut, shorter ones refused; None: that of the first answer. image_of_id: what an item looks like, as float [C, H, W]
         in [0, 1]; a text with {id} in it is an address or the path of a file. shape: (C, H, W), if known. batch: images in
-        one question. log: an append-only file of questions and answers, which answers what it holds; it belongs to the `name`,
-        which must then be given.
+        one question. log: an append-only file of questions and answers, which answers what it holds; it belongs to
+        the `name`, which must then be given.
 
         Raises: BadInput; Unavailable for a log that another process holds.
         """

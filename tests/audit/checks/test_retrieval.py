@@ -7,6 +7,7 @@ from torch import nn
 
 import withstand as ws
 from withstand.attacks.fit import FittedAttack
+from withstand.attacks.retrieval.stealing import Steal
 from withstand.audit.check import Table
 from withstand.audit.checks.retrieval import Retrieval
 from withstand.audit.craft import craft
@@ -112,6 +113,13 @@ def test_a_substitute_may_be_given(engine, net, small, tmp_path):
     alone = ws.audit(engine, small, checks=[CHECK], out=tmp_path / "alone")
     mean = [next(m.value for m in c.results[0].metrics if m.name == "mean_queries_all") for c in (card, alone)]
     assert mean[0] < mean[1]
+
+
+@pytest.mark.parametrize("form", [lambda stolen: stolen, lambda stolen: stolen.target])
+def test_a_stolen_substitute_that_is_given_tells_its_cost(engine, net, small, form):
+    stolen = ws.fit_attack(Steal(victim=engine, queries=30, steps=2), net, small, epochs=1)
+    card = ws.audit(engine, small, checks=[CHECK], given={"substitute": form(stolen)})
+    assert [m.value for m in card.results[0].metrics if m.name == "stealing_queries"] == [30]
 
 
 def test_checks_of_classifiers_do_not_apply(engine, small, net):
