@@ -1,9 +1,11 @@
+import json
+
 import numpy as np
 import pytest
 
 from withstand.attacks import QAIR
 from withstand.reproductions import qair as system
-from withstand.reproductions.runner import judge
+from withstand.reproductions.runner import RESULTS, judge
 
 TINY = {"images": 8, "updates": 30, "steps": 20, "queries": 20, "steal": 60}
 
@@ -45,3 +47,8 @@ def test_settings_of_all_scales_are_valid():
             for settings in system.ARMS.values():
                 more = {"substitute": "artefact:x"} if "substitute" in settings else {}
                 QAIR(queries=s["queries"], **{**settings, **more})
+
+
+def test_recorded_claims_name_the_sources_of_today():
+    recorded = json.loads((RESULTS / "qair.cpu.json").read_text(encoding="utf-8"))["claims"]
+    assert [(c["statement"], c["source"]) for c in recorded] == [(c.statement, c.source) for c in system.CLAIMS]
