@@ -186,6 +186,17 @@ def test_a_prior_without_a_gradient_is_zero():
     assert (result.forwards == 30).all()
 
 
+def test_where_nothing_changes_the_step_follows_the_prior(net):
+    middle, asked = x[:1].clamp(0.3, 0.7), []
+    target = RetrievalTarget(lambda z: asked.append(z) or [[0, 1, 2]] * len(z), image_of_id=lambda i: gallery[i])
+    QAIR(Linf(0.2), queries=5, q=3, substitute=net, first=False).run(target, middle)
+    w = torch.tensor([7, 3, 1]) / 11
+    point = middle.clone().requires_grad_(True)
+    (w * nn.functional.cosine_similarity(net(point), net(gallery[:3]))).sum().backward()
+    assert point.grad is not None
+    assert torch.allclose(asked[-1], middle - 0.04 * point.grad.sign())
+
+
 def test_sigma_grows_where_nothing_changes():
     far = []
 
