@@ -117,7 +117,10 @@ def test_the_trace_never_falls_and_ends_at_the_value(engine):
     assert torch.allclose(values[:, 0], torch.tensor(most, dtype=torch.float32))
     share = result.notes["zero_differences"]
     assert share.shape == (8,)
-    assert ((share >= 0) & (share <= 1)).all()
+    asked = ~share.isnan()
+    assert ((share >= 0) & (share <= 1))[asked].all()
+    alone = make("prior alone").run(engine, x, seed=3)
+    assert alone.notes["zero_differences"].isnan().all()
 
 
 def test_an_engine_that_does_not_listen_makes_every_difference_zero():

@@ -24,11 +24,11 @@ from withstand.threats import Linf
 SPENT = [3, 8, 8, 40, None, None, None, 21, 2, None]
 
 
-def findings(stolen=None, budget=50):
+def findings(stolen=None, budget=50, silent=(0.25,) * 10):
     check = Retrieval(Linf(0.1), parse(f"qair(queries={budget})", "attack"))
     condition = {"attack": "qair", "threat": "linf", "eps": 0.1}
     rows = [Row("image", i, condition, q is None, q, distance=0.1, cost=q or budget) for i, q in enumerate(SPENT)]
-    rows += [Row("image", i, {"of": "zero differences"}, None, 0.25) for i in range(len(SPENT))]
+    rows += [Row("image", i, {"of": "zero differences"}, None, share) for i, share in enumerate(silent)]
     rows += [] if stolen is None else [Row("model", 0, {"of": "substitute"}, None, stolen)] * 2
     return check.reduce(Table(as_table(rows)), {}, Context())
 
@@ -55,6 +55,12 @@ def test_the_curve_falls_where_lists_fall():
     (figure,) = findings().figures
     x, y = figure.data["x"], figure.data["series"][0]["y"]
     assert y == [sum(q is None or q > n for q in SPENT) / 10 for n in x]
+
+
+def test_images_that_were_never_probed_have_no_share_of_silent_probes():
+    found = metric(findings(silent=[0.5, 1.0] + [None] * 8), "zero_differences")
+    assert (found.value, found.n) == (0.75, 2)
+    assert not [m for m in findings(silent=[None] * 10).metrics if m.name == "zero_differences"]
 
 
 def test_stealing_is_told_apart():
