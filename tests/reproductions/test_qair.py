@@ -35,6 +35,8 @@ def test_rows_say_what_they_are_compared_with(rows):
         for arm in system.ARMS:
             success, queries = (found[f"{size} / {arm}", metric] for metric in ("success", "queries"))
             assert len(success) == 8
+            if system.ARMS[arm].get("substitute") == "stolen":
+                assert np.allclose(found[f"{size} / {arm}", "amortised_queries"], queries + 60 / 8)
             assert (queries[success == 0] == 20).all()
             assert ((queries >= 2) & (queries <= 20)).all()
         assert found[f"{size} / white_box", "success"].mean() >= found[f"{size} / prior_alone", "success"].mean()

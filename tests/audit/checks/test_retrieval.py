@@ -67,6 +67,9 @@ def test_stealing_is_told_apart():
     found = findings(stolen=300)
     assert metric(found, "stealing_queries").value == 300
     assert metric(found, "mean_queries_all").value == metric(findings(), "mean_queries_all").value
+    assert metric(found, "amortised_queries").value == pytest.approx((82 + 4 * 50 + 300) / 10)
+    assert metric(found, "amortised_queries").low > 30
+    assert not [m for m in findings().metrics if m.name == "amortised_queries"]
     assert "300 that the substitute was stolen with" in found.figures[0].caption
 
 

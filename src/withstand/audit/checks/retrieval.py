@@ -33,7 +33,8 @@ class Retrieval(Check):
     """How often, and with how many questions, an engine can be made to return other items altogether.
 
     An attack succeeds where no item of the clean list is in the list of the changed image. Every question counts, the clean
-    one included; those that a given substitute was stolen with are reported apart.
+    one included; those that a given substitute was stolen with are reported apart, and once spread over the images:
+    (questions of the attack, failures at the budget, + questions of stealing) / images.
 
     threat: what the adversary may do. attack: None takes QAIR, with the substitute that is given (`--given
     substitute=artefact:DIR`), or without one.
@@ -109,6 +110,11 @@ class Retrieval(Check):
         if len(stolen):
             spent = float(stolen[0])
             found.metrics.append(Metric("stealing_queries", spent, spent, spent, "exact", n, "queries", ""))
+            low, high = bootstrap(capped + spent / n)
+            value = float(capped.mean()) + spent / n
+            found.metrics.append(
+                Metric("amortised_queries", value, low, high, "bootstrap", n, "queries", "higher", named)
+            )
         silent = rows.where(**_SILENT).value
         silent = silent[np.isfinite(silent)]
         if len(silent):
