@@ -117,7 +117,7 @@ class QAIR(Attack):
             i = (open_rows(p, q, 1) & (moved | ~trusts)).nonzero().flatten()
             now[i] = q.ask(new[i], i)[1].to(now)
             holds = (now >= value) | (self.q == 0)
-            taken = holds | ~(trusts | blind)  # a step that only the prior, or chance, speaks for is taken back
+            taken = holds | ~(trusts | blind)  # where L rises, steps of the trusted prior and of chance are undone
             z, value = torch.where(per_row(taken, z), new, z), torch.where(taken, now, value)
             end[p.alive] = z
             trusts = trusts & moved & holds
