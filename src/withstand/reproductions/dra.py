@@ -49,15 +49,21 @@ SCALES: dict[str, dict[str, Any]] = {
     | {"train": 45_000, "epochs": 15, "optimizer": "sgd(0.1)", "accelerator": "cuda", "device": "cuda"}
     | {"tuned_on": 20_000, "tuned_epochs": 4, "pool": 2000, "images": 1000},
 }
-_PAPER = "Zhu et al., 2022, arXiv 2210.04213, abstract"
+_PAPER = "Zhu et al., 2022, arXiv 2210.04213, abstract: the direction alone"
+_EXPECTED = "own expectation"
 
 
-def _claim(statement: str, first: str, last: str, metric: str = "transfer") -> Claim:
-    return Claim(statement, _PAPER, (first, last), metric, "higher", SCALES)
+def _claim(statement: str, first: str, last: str, metric: str = "transfer", source: str = _EXPECTED) -> Claim:
+    return Claim(statement, source, (first, last), metric, "higher", SCALES)
 
 
 CLAIMS = [
-    _claim("Tuned on the DCG, a surrogate's points fool other models more often (MI)", "untuned / mi", "unit_2 / mi"),
+    _claim(
+        "Tuned on the DCG, a surrogate's points fool other models more often (MI)",
+        "untuned / mi",
+        "unit_2 / mi",
+        source=_PAPER,
+    ),
     _claim("... and so with the published attack", "untuned / logit_std", "unit_2 / logit_std"),
     _claim("... more often than those of a slightly adversarially trained surrogate", "at_2 / mi", "unit_2 / mi"),
     _claim("The length of the gradient alone does so too", "untuned / mi", "norm_0.3 / mi"),

@@ -38,7 +38,8 @@ class QAIR(Attack):
 
     Every question is inside the set, so that any of them may succeed; the result's cost counts all of them, the clean one
     included, and never exceeds `queries`. L is piecewise constant: `zero_differences` [N] in the result's notes is the share
-    of directions that changed nothing, `values` [N, queries] minus the lowest L known after each question.
+    of directions that changed nothing (NaN where none was asked for), `values` [N, queries] minus the lowest L
+    known after each question.
 
     substitute: an embedding of images (a module, `artefact:DIR` of the recipe `steal`, or what `load_model` reads); None
     estimates from random directions alone (RGF). images: what the engine's items look like, where the engine does not show
@@ -116,7 +117,7 @@ class QAIR(Attack):
             i = (open_rows(p, q, 1) & (moved | ~trusts)).nonzero().flatten()
             now[i] = q.ask(new[i], i)[1].to(now)
             holds = (now >= value) | (self.q == 0)
-            taken = holds | ~(trusts | blind)  # a step that only the prior, or chance, speaks for is taken back
+            taken = holds | ~(trusts | blind)  # where L rises, steps of the trusted prior and of chance are undone
             z, value = torch.where(per_row(taken, z), new, z), torch.where(taken, now, value)
             end[p.alive] = z
             trusts = trusts & moved & holds
@@ -124,7 +125,7 @@ class QAIR(Attack):
             stay = open_rows(p, q, 1) & (moved | (self.q > 0))
             z, value, trusts, sigma = p.keep_only(stay, z, value, trusts, sigma)
             turn += 1
-        p.notes["zero_differences"] = estimate.silent / estimate.asked.clamp_min(1)
+        p.notes["zero_differences"] = estimate.silent / estimate.asked  # 0 / 0: NaN
         return end
 
     def _prior(self, p: Problem) -> Prior | None:
