@@ -79,7 +79,8 @@ class Craft(Check):
 
 
 def _apart(target: Target, x: torch.Tensor, x_adv: torch.Tensor) -> torch.Tensor:
-    """Whether an engine's lists of two batches share nothing, bool [N]; asks both anew (a log answers the clean ones)."""
+    """Whether an engine's lists of two batches share nothing, bool [N]; asks both anew, two questions an
+    image that are not in its cost (a log answers the clean ones)."""
     return torch.tensor([not set(a) & set(b) for a, b in zip(target(x), target(x_adv))], device=x.device)
 
 

@@ -287,6 +287,7 @@ def test_a_substitute_that_returns_nan_is_refused(engine):
     broken[1].weight.data[0, 0] = torch.nan
     with pytest.raises(BadInput, match="substitute: got an output with NaN"):
         QAIR(substitute=broken).run(engine, x)
+    assert engine.sent == 0
 
 
 def test_the_substitute_is_left_alone(engine):

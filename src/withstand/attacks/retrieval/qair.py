@@ -16,9 +16,10 @@ from withstand.attacks.engine.queries import Queries
 from withstand.attacks.pgd import needs_fixed_set
 from withstand.attacks.retrieval.estimate import Estimate, nonzero, open_rows
 from withstand.attacks.retrieval.relevance import Gain, Lists, Relevance
-from withstand.attacks.retrieval.substitute import Prior, Substitute, loaded, prior_of
+from withstand.attacks.retrieval.substitute import Prior, Substitute, embedded, loaded, prior_of
 from withstand.errors import bad
 from withstand.models.retrieval import RetrievalTarget
+from withstand.models.state import frozen
 from withstand.registry import component
 from withstand.threats import Linf, ThreatField, per_row
 
@@ -45,7 +46,8 @@ class QAIR(Attack):
     estimates from random directions alone (RGF). images: what the engine's items look like, where the engine does not show
     them: a function or mapping of ids, or an address or path with {id} in it. first: whether to begin with steps along the
     prior alone; False is P-RGF. q: directions of an estimate; 0 follows the prior to its end whatever L does (transfer).
-    sigma: length of a probe, as a share of the length eps * sqrt(D) of a sign step. step: as a share of eps. lam: the weight
+    sigma: length of a probe, as a share of the length eps * sqrt(D) of a sign step (so that
+    it suits images of any size). step: as a share of eps. lam: the weight
     of the prior, from 0 (none) to 1 (v itself, unasked), or "auto": the optimum of P-RGF from 1 + 3 further questions.
     gain: of the ranks, see `relevance`.
 
@@ -93,6 +95,9 @@ class QAIR(Attack):
         engine = model if hasattr(model, "task") else RetrievalTarget(model)
         if self.substitute is not None:
             engine.view([], x, self.images)  # refused before the first question
+            module = loaded(self.substitute)
+            with torch.no_grad(), frozen(module):
+                embedded(module, x[:1].to(next(module.parameters(), x).device))
         return super().run(Lists(engine), x, None, **context)
 
     def search(self, p: Problem) -> Tensor:
