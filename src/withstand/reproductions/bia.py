@@ -9,8 +9,8 @@ on the source's logits and PGD on BIA's own cosine, which search anew for each i
 what the source says.
 
 The source takes images in [0, 1] without a normalisation, where the published ones have one. Random normalisation then shows
-it inputs unlike those that it has learned, so that the verdicts on the variants with it say little about the method. There is
-one eps, and DIM is the only other attack of those that the paper compares with.
+it inputs unlike those that it has learned, so that the verdicts on the variants with it say little about the method. There
+is one eps, and DIM is the only other attack of those that the paper compares with.
 """
 
 from collections.abc import Callable, Mapping
