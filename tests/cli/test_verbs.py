@@ -86,6 +86,17 @@ def test_last_iterates_are_judged_by_the_model(withstand, home):
     assert any(i["success"] for i in images)
 
 
+def test_last_iterates_of_a_targeted_attack_reach_the_target_from_another_class(withstand, home):
+    attack = "pgd(linf(0.3), steps=5, keep='last', active=False, objective=targeted_margin(0))"
+    done = withstand("attack", "net.py:centres", "--attack", attack, "--data", "digits", "--limit", "40", "--out",
+                     "last.npz", "--json")  # fmt: skip
+    assert done.code == 0, done.err
+    images = json.loads(done.out)["images"]
+    assert [i["success"] for i in images] == [i["prediction"] == 0 and i["label"] != 0 for i in images]
+    assert any(i["success"] for i in images)
+    assert any(i["prediction"] == i["label"] == 0 for i in images)
+
+
 def test_attack_writes_png_files_that_still_do_it(withstand, home):
     done = withstand("attack", "net.py:centres", *PGD, "--out", "adv", "--json")
     assert done.code == 0, done.err

@@ -12,9 +12,12 @@ from withstand.attacks import PGD
 from withstand.attacks.neighbours.soft_knn import ask_loss
 from withstand.data import from_arrays
 from withstand.errors import BadInput
-from withstand.hardening.ask_def import ASKDef, Shelf
+from withstand.hardening.ask_def import ASKDef, Shelf, SoftVote
 from withstand.hardening.pgd_at import PGDAT
+from withstand.models.taps import Tap
 from withstand.objectives import Margin
+from withstand.protocols import Seen
+from withstand.random import Rows, derive
 from withstand.threats import Linf
 from withstand.training import SGD, Trainer
 from withstand.training.augment import Mixup
@@ -96,6 +99,34 @@ def test_the_vote_is_attacked_in_its_own_ball_and_the_classifier_in_its_own():
     # ... and higher than what the attack on the classifier finds in a ball of the same size
     other = PGD(Linf(0.2), steps=3, step=1 / 4, keep="last", active=False)(system.model, batch.x, batch.y)
     assert vote(batch.extra["ask"]).mean() > vote(other).mean()
+
+
+@pytest.mark.parametrize("metric", ["cosine", "l2"])
+def test_the_objective_inside_is_the_instance_wise_loss(metric):
+    y, labels = torch.arange(5) % 3, torch.tensor([2, 0, 1, 1, 0, 2, 2])
+    normal = Rows.count(0, 12).normal((4,), "features")
+    h, held = normal[:5], normal[5:]
+    vote = SoftVote(Tap("body"), held, labels, 3, 0.3, metric)
+    seen = Seen(torch.zeros(5, 1), torch.zeros(5, 3), {"body": h.view(5, 2, 2)})
+    torch.testing.assert_close(vote(seen, y, {}), ask_loss(h, y, held, labels, 0.3, metric, "instance"))
+
+
+@pytest.mark.parametrize("metric", ["cosine", "l2"])
+def test_the_vote_is_attacked_as_the_sheet_says(metric):
+    """Steps from a random start, in eval mode, on the instance-wise loss with the labels of the references."""
+    system, batch, step = ready(recipe(metric=metric, tau=0.3), plain())
+    body, x, labels = system.model.eval()[:-1], batch.x, batch.extra["reference_labels"]
+    with torch.no_grad():
+        held = body(batch.extra["references"])
+    rows = Rows(derive(derive(step.rows.seed, "ask"), "pgd"), step.rows.ids)
+    z = Linf(0.2).random_start(x, rows, "pgd", 0, (0.0, 1.0))
+    for _ in range(3):
+        z.requires_grad_(True)
+        loss = ask_loss(body(z), batch.y, held, labels, 0.3, metric, "instance").sum()
+        (gradient,) = torch.autograd.grad(loss, z)
+        z = (x + (z.detach() + 0.05 * gradient.sign() - x).clamp(-0.2, 0.2)).clamp(0, 1)
+    off = (batch.extra["ask"] - z).abs() > 1e-5  # a gradient of zero but for rounding may have either sign
+    assert off.float().mean() < 0.01
 
 
 def test_crafting_leaves_the_statistics_of_batch_norm_alone():

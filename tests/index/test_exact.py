@@ -107,6 +107,17 @@ def test_blocks_change_nothing(monkeypatch) -> None:
     assert Index(vectors).search(queries[:0], 5)[1].shape == (0, 5)
 
 
+@pytest.mark.parametrize("metric", ["cosine", "l2"])
+def test_half_precision_around_it_changes_nothing(metric) -> None:
+    vectors, queries = 1 + normal(300, 16) / 8, 1 + normal(20, 16, seed=1) / 8  # closer than half precision can tell
+    index = Index(vectors, metric, "torch")
+    distance, position = index.search(queries, 10)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = index.search(queries, 10)
+    assert torch.equal(inside[0], distance)
+    assert torch.equal(inside[1], position)
+
+
 def test_cosine_sees_directions_only_and_zero_vectors_are_at_one() -> None:
     vectors, queries = normal(20, 4), normal(5, 4, seed=1)
     index = Index(vectors * torch.arange(1, 21)[:, None])

@@ -231,6 +231,13 @@ def test_a_saved_classifier_comes_back_as_a_model(tmp_path, calibrated) -> None:
         ws.load_model(f"artefact:{tmp_path}")
 
 
+def test_p_values_of_votes_alone_are_refused_by_the_name_of_what_has_them() -> None:
+    plain = knn()
+    for ask in (plain.p_values, plain.credibility):
+        with pytest.raises(BadInput, match=r"allowed: a DeepKNN.*calibration"):
+            ask(examples(2, 1)[0])
+
+
 def test_what_makes_no_classifier_is_refused(tmp_path) -> None:
     x, y = examples()
     blind = net()

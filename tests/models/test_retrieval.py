@@ -276,7 +276,7 @@ def test_options_and_specs_are_checked(tmp_path):
 
 def test_a_repeated_question_is_answered_from_the_log(tmp_path):
     path = tmp_path / "runs" / "queries.jsonl"
-    target = RetrievalTarget(nearest, k=5, log=path)
+    target = RetrievalTarget(nearest, k=5, log=path, name="nearest")
     first = target(x)
     assert target(x.flip(0)) == first[::-1]
     assert target.sent == 7
@@ -305,6 +305,30 @@ def test_garbage_does_not_enter_the_log(tmp_path):
 
 
 def test_a_log_of_other_lists_is_refused(tmp_path):
-    RetrievalTarget(nearest, k=5, log=tmp_path / "log")._log._file.close()
+    RetrievalTarget(nearest, k=5, log=tmp_path / "log", name="nearest")._log._file.close()
     with pytest.raises(BadInput, match=r"log: got .* of nearest k=5; allowed: a log of nearest k=4"):
-        RetrievalTarget(nearest, k=4, log=tmp_path / "log")
+        RetrievalTarget(nearest, k=4, log=tmp_path / "log", name="nearest")
+
+
+def test_a_log_answers_for_one_engine_alone(net, tmp_path):
+    first = ImageIndex(net, gallery, k=5, log=tmp_path / "log")
+    found = first(x)
+    first._log._file.close()
+    other = nn.Sequential(nn.Flatten(), nn.Linear(36, 8), nn.Tanh())
+    with pytest.raises(BadInput, match=r"log: got .* of index \w+; allowed: a log of index"):
+        ImageIndex(other, gallery, k=5, log=tmp_path / "log")
+    again = ImageIndex(net, gallery, k=5, log=tmp_path / "log")
+    assert again(x) == found
+    assert again.sent == 0
+
+
+def test_a_log_of_two_addresses_is_refused_whatever_they_are_called(tmp_path):
+    HttpRetriever("http://a/retrieve", name="shop", log=tmp_path / "log")._log._file.close()
+    with pytest.raises(BadInput, match="of http://a/retrieve k=None; allowed: a log of http://b/retrieve"):
+        HttpRetriever("http://b/retrieve", name="shop", log=tmp_path / "log")
+
+
+def test_a_function_with_a_log_needs_a_name(tmp_path):
+    with pytest.raises(BadInput, match="name: got none; allowed: a name for the engine"):
+        RetrievalTarget(lambda images: nearest(images), k=5, log=tmp_path / "log")
+    assert not (tmp_path / "log").exists()

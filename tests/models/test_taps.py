@@ -64,6 +64,17 @@ def test_what_is_read_has_its_graph_and_nothing_stays():
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
+@pytest.mark.parametrize("side", ["output", "input"])
+def test_an_activation_in_place_does_not_write_into_what_is_read(side):
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(64, 3))
+    logits, h = see(model, X, Tap("0") if side == "output" else Tap("1", "input"))
+    assert torch.equal(h, model[0](X))
+    assert h.min() < 0
+    assert torch.equal(logits, model(X))
+    (g,) = torch.autograd.grad(logits.sum(), h)  # the pass leads through what was read
+    assert torch.equal(g == 0, h <= 0)
+
+
 def test_looking_for_a_place_leaves_the_model_as_it_was():
     model = net().train()
     before = {k: v.clone() for k, v in model.state_dict().items()}

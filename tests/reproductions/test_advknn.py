@@ -24,7 +24,8 @@ def test_every_attack_has_its_arm_for_both_victims(rows):
     arms = {r["arm"] for r in rows if r["metric"] == "robust_accuracy"}
     methods = ("origin", *system.BLOCKS)
     attacked = {f"{v} / {m} / {a}" for v in ("knn", "dknn") for m in methods for a in ("fgsm", "bim")}
-    assert arms == attacked | {f"{v} / {a}" for v in ("knn", "dknn") for a in ("clean", "noise")}
+    attacked |= {f"{v} / {m} / bim" for v in ("knn", "dknn") for m in ("mean_guide", "ask")}
+    assert arms == attacked | {f"{v} / {a}" for v in ("knn", "dknn") for a in ("clean", "clean, 95 %", "noise")}
     assert all(len(r["examples"]) == 12 for r in rows)
 
 

@@ -37,6 +37,19 @@ def test_the_worst_case_stands_under_every_attack_of_its_radius(rows):
     assert "ask_def / transfer" in found
 
 
+def test_what_is_transferred_has_taken_all_its_steps(monkeypatch):
+    """Also where the source is wrong from the start, or fooled at once: else they stay there, and hardly transfer."""
+    judged, right = [], system.right
+    monkeypatch.setattr(system, "right", lambda model, x, y: judged.append(x) or right(model, x, y))
+    monkeypatch.setitem(system.SCALES, "smoke", system.SCALES["smoke"] | TINY)
+    monkeypatch.setattr(system, "TRAININGS", {n: system.TRAININGS[n] for n in ("pgd_at", "ask_def")})
+    found = {r["arm"]: r["examples"] for r in system.measure("smoke", 0, lambda text: None)["rows"]}
+    assert "0" in found["pgd_at / clean"]
+    clean, _, transferred = judged
+    far = (transferred - clean).abs().flatten(1).amax(1)
+    assert (far > system.SCALES["smoke"]["eps"] / 2).all()
+
+
 def test_every_scale_says_what_its_trainings_and_attacks_need():
     for s in system.SCALES.values():
         for text in system.TRAININGS.values():
@@ -45,4 +58,6 @@ def test_every_scale_says_what_its_trainings_and_attacks_need():
         assert {a.threat.eps for a in system.attacks(0.1, s).values()} == {0.1}
         defence = parse(system.TRAININGS["ask_def"].format(**s), "recipe")
         assert isinstance(defence, ASKDef)
+        assert defence.augment == Trainer(augment=s["augment"]).augment  # references as the images learned from
+        assert s["undefended"] < s["eps"]
         assert (defence.attack.threat.eps, defence.ask_attack.threat.eps) == (s["half"], s["eps"])

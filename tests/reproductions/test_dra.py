@@ -1,8 +1,10 @@
+import json
+
 import pytest
 import torch
 
 from withstand.reproductions import dra as system
-from withstand.reproductions.runner import judge
+from withstand.reproductions.runner import RESULTS, judge
 
 TINY = {
     "train": 400,
@@ -61,3 +63,8 @@ def test_every_scale_has_what_the_claims_read():
 @pytest.mark.parametrize("name", list(system.NETWORKS))
 def test_networks_take_images_and_give_ten_logits(name):
     assert system.NETWORKS[name]().eval()(torch.rand(2, 3, 32, 32)).shape == (2, 10)
+
+
+def test_recorded_claims_name_the_sources_of_today():
+    recorded = json.loads((RESULTS / "dra.cpu.json").read_text(encoding="utf-8"))["claims"]
+    assert [(c["statement"], c["source"]) for c in recorded] == [(c.statement, c.source) for c in system.CLAIMS]

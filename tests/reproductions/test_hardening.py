@@ -12,7 +12,14 @@ from withstand.reproductions.probes import domain_probe
 from withstand.reproductions.runner import judge
 from withstand.training import Trainer
 
-SYSTEMS = [name for name, module in available().items() if hasattr(importlib.import_module(module), "ARMS")]
+
+def _trains(module: str) -> bool:
+    """Whether a reproduction is of arms that are trained."""
+    arms = getattr(importlib.import_module(module), "ARMS", {})
+    return bool(arms) and all(isinstance(arm, Arm) for arm in (arms.values() if isinstance(arms, dict) else arms))
+
+
+SYSTEMS = [name for name, module in available().items() if _trains(module)]
 TINY = {"epochs": 1, "train": 60, "test": 24, "attacked": 6, "queries": 10}
 
 

@@ -1,9 +1,11 @@
+import json
+
 import numpy as np
 import pytest
 
 from withstand.attacks import QAIR
 from withstand.reproductions import qair as system
-from withstand.reproductions.runner import judge
+from withstand.reproductions.runner import RESULTS, judge
 
 TINY = {"images": 8, "updates": 30, "steps": 20, "queries": 20, "steal": 60}
 
@@ -33,6 +35,8 @@ def test_rows_say_what_they_are_compared_with(rows):
         for arm in system.ARMS:
             success, queries = (found[f"{size} / {arm}", metric] for metric in ("success", "queries"))
             assert len(success) == 8
+            if system.ARMS[arm].get("substitute") == "stolen":
+                assert np.allclose(found[f"{size} / {arm}", "amortised_queries"], queries + 60 / 8)
             assert (queries[success == 0] == 20).all()
             assert ((queries >= 2) & (queries <= 20)).all()
         assert found[f"{size} / white_box", "success"].mean() >= found[f"{size} / prior_alone", "success"].mean()
@@ -45,3 +49,8 @@ def test_settings_of_all_scales_are_valid():
             for settings in system.ARMS.values():
                 more = {"substitute": "artefact:x"} if "substitute" in settings else {}
                 QAIR(queries=s["queries"], **{**settings, **more})
+
+
+def test_recorded_claims_name_the_sources_of_today():
+    recorded = json.loads((RESULTS / "qair.cpu.json").read_text(encoding="utf-8"))["claims"]
+    assert [(c["statement"], c["source"]) for c in recorded] == [(c.statement, c.source) for c in system.CLAIMS]

@@ -10,6 +10,7 @@ from torch import nn
 
 from withstand.errors import bad
 from withstand.models import artefact, as_target, check_compatible
+from withstand.models.record import TrainingRecord
 from withstand.models.target import TorchTarget, read_as
 from withstand.protocols import Dataset, Space, Target
 from withstand.registry import coerce
@@ -34,11 +35,13 @@ class FittedAttack:
 
     @property
     def target(self) -> Target:
-        """A surrogate as a target, ready to be attacked. Raises: BadInput for what is no model."""
+        """A surrogate as a target that knows its training, ready to be attacked. Raises: BadInput for what is no model."""
         if self.kind != "model":
             raise bad("fitted", f"a {self.kind}", "a model", f"Attacks take a {self.kind} as it is.")
         module, outputs = read_as(self.module)
-        return TorchTarget(module, self.name, self.space, outputs=outputs)
+        target = TorchTarget(module, self.name, self.space, outputs=outputs)
+        target.record = TrainingRecord(self.history)
+        return target
 
     @property
     def history(self) -> list[dict[str, Any]]:

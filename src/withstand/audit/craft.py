@@ -64,7 +64,7 @@ class Craft(Check):
             if self.attack.keep == "last" and shard.y is not None:
                 # the attack itself asks nothing about its last iterates
                 aim = getattr(getattr(self.attack, "objective", None), "target", None)
-                success = prediction != shard.y if aim is None else prediction == aim
+                success = (prediction != shard.y) & (True if aim is None else prediction == aim)
             if self.rounded:
                 x_adv = towards(x_adv, x)
                 exact, prediction = prediction, predict(target, x_adv, ctx).argmax(1)
@@ -79,7 +79,8 @@ class Craft(Check):
 
 
 def _apart(target: Target, x: torch.Tensor, x_adv: torch.Tensor) -> torch.Tensor:
-    """Whether an engine's lists of two batches share nothing, bool [N]; asks both anew (a log answers the clean ones)."""
+    """Whether an engine's lists of two batches share nothing, bool [N]; asks both anew, two questions an
+    image that are not in its cost (a log answers the clean ones)."""
     return torch.tensor([not set(a) & set(b) for a, b in zip(target(x), target(x_adv))], device=x.device)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 import withstand
+from withstand.attacks.fit import FittedAttack
 from withstand.audit.check import Check
 from withstand.audit.presets import checks_of
 from withstand.data import as_dataset, load_data
@@ -248,6 +249,7 @@ def _models(models: Any, device: str) -> dict[str, Target]:
 
 def _given(name: str, thing: Any, what: str, data: Dataset, device: str) -> Any:
     if what == "model":
+        thing = thing.target if isinstance(thing, FittedAttack) else thing
         return _place(load_model(thing) if isinstance(thing, str) else as_target(thing), device)
     if what == "data":
         split = "train" if name == "train" else "test"

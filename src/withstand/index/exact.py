@@ -82,7 +82,8 @@ class Index(nn.Module):
             len(without) != len(queries) or int(without.max()) >= len(self) or int(without.min()) < -1
         ):
             raise bad("without", list(without.shape), f"{len(queries)} positions from -1 to {len(self) - 1}")
-        with torch.no_grad():
+        # products in half precision would be far coarser than the rounding that decides which candidates are sure
+        with torch.no_grad(), torch.autocast(self.vectors.device.type, enabled=False):
             q = _finite("queries", queries.detach()).to(self.vectors)
             q = F.normalize(q, dim=1) if self.metric == "cosine" else q
             parts = [

@@ -190,6 +190,15 @@ class HiddenKNN(nn.Module):
         """Classes, int64 [N]."""
         return self.scores(self.count(self._features_of(x))).argmax(1)
 
+    def p_values(self, x: Tensor) -> Tensor:
+        """Raises: BadInput: only a `DeepKNN` has them."""
+        mend = "Give knn_classifier (or DeepKNN) calibration examples."
+        raise bad("calibration", "none, which p-values and credibility are told by", "a DeepKNN", mend)
+
+    def credibility(self, x: Tensor) -> Tensor:
+        """max_c p(x, c), [N]. Raises: BadInput where there are no p-values."""
+        return self.p_values(x).amax(1)
+
     def references(self, layer: str, x: Tensor, per_class: int, without: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The `per_class` nearest references of every class to each example, in one layer.
 
@@ -316,10 +325,6 @@ class DeepKNN(HiddenKNN):
     def p_values(self, x: Tensor) -> Tensor:
         """p(x, c) in [0, 1], [N, C]."""
         return self._p_values(self.count(self._features_of(x)))
-
-    def credibility(self, x: Tensor) -> Tensor:
-        """max_c p(x, c), [N]."""
-        return self.p_values(x).amax(1)
 
     def _p_values(self, counts: Tensor) -> Tensor:
         below = torch.searchsorted(self.calibration, self._nonconformity(counts).contiguous())

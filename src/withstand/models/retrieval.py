@@ -56,7 +56,8 @@ class RetrievalTarget:
         """fn: float32 images [N, C, H, W] in [0, 1] -> N lists of ids, best first. k: length of a list; longer ones are
         cut, shorter ones refused; None: that of the first answer. image_of_id: what an item looks like, as float [C, H, W]
         in [0, 1]; a text with {id} in it is an address or the path of a file. shape: (C, H, W), if known. batch: images in
-        one question. log: an append-only file of questions and answers, which answers what it holds.
+        one question. log: an append-only file of questions and answers, which answers what it holds; it belongs to
+        the `name`, which must then be given.
 
         Raises: BadInput; Unavailable for a log that another process holds.
         """
@@ -65,6 +66,8 @@ class RetrievalTarget:
                 raise bad(what, repr(value), "a whole number >= 1, or None")
         if isinstance(image_of_id, str) and "{id}" not in image_of_id:
             raise bad("image_of_id", repr(image_of_id), "an address or a path with {id} in it", "E.g. gallery/{id}.png")
+        if log is not None and name is None:
+            raise bad("name", "none", "a name for the engine whose answers the log keeps", "E.g. name='shop 2026-11'.")
         self.fn, self.k, self.image_of_id = fn, k, image_of_id
         self.name = name or getattr(fn, "__name__", type(fn).__name__)
         self.space = Space(tuple(shape) if shape else None, (0.0, 1.0))
@@ -72,7 +75,7 @@ class RetrievalTarget:
         self.listeners: list[Callable[[int], None]] = []
         self.sent = 0
         self._declared, self._batch = k, batch
-        self._log = None if log is None else QueryLog(log, f"{self.name} k={k}")
+        self._log = None if log is None else QueryLog(log, self._answering())
 
     def __call__(self, x: Tensor) -> list[list[Item]]:
         """The ids of the k most similar items to each image, best first.
@@ -124,6 +127,10 @@ class RetrievalTarget:
             raise
         except Exception as error:
             raise Unavailable(f"{self.name} failed: {type(error).__name__}: {error}.{self._resume}") from error
+
+    def _answering(self) -> str:
+        """Whose answers a log keeps: no other engine may be answered from it."""
+        return f"{self.name} k={self._declared}"
 
     def _asked(self, x: Tensor) -> list[list[Item]]:
         if self._log is None:
@@ -207,12 +214,15 @@ class HttpRetriever(RetrievalTarget):
     ) -> None:
         """images: the address or path of an item's picture, with {id} in it. timeout, retries, backoff, headers: as for
         `HttpTarget`; the rest as for `RetrievalTarget`."""
+        self.url = url
         self._caller = Caller(url, timeout, retries, backoff, headers, log is not None)
         super().__init__(None, k, images, name=name or url, shape=shape, batch=batch, log=log)
-        self.url = url
 
     def fingerprint(self) -> str:
         return hashlib.sha256(repr((self.url, self._declared)).encode()).hexdigest()[:32]
+
+    def _answering(self) -> str:
+        return f"{self.url} k={self._declared}"
 
     def ask(self, x: Tensor) -> Any:
         allowed = '{"ids": [[...]]}, one list for each image'
@@ -265,6 +275,7 @@ class ImageIndex(RetrievalTarget):
         vectors = torch.cat([self.embed(part) for part in self.gallery.split(batch)])
         self.index = Index(vectors, metric, backend)
         name = name or type(self).__name__
+        self.k = k  # of the fingerprint, by which the log is known
         super().__init__(self._search, k, self._shown, name=name, shape=gallery.shape[1:], batch=batch, log=log)
 
     def embed(self, x: Tensor) -> Tensor:
@@ -276,6 +287,9 @@ class ImageIndex(RetrievalTarget):
         """Changes with the gallery's vectors, their ids and the length of the lists."""
         held = f"{self.index.fingerprint()} {self.ids} {self.k}"
         return hashlib.sha256(held.encode()).hexdigest()[:32]
+
+    def _answering(self) -> str:
+        return f"index {self.fingerprint()}"
 
     def _search(self, x: Tensor) -> list[list[Item]]:
         assert self.k is not None

@@ -32,11 +32,14 @@ def see(model: nn.Module, x: Tensor, *taps: Tap) -> tuple[Tensor, *tuple[Tensor,
     Where a submodule runs several times, its last run counts. Raises: BadInput for a tap that the pass did not reach.
     """
     found: dict[Tap, Tensor] = {}
+
+    def note(h: Tensor, tap: Tap) -> Tensor:
+        found[tap] = h
+        return h.clone()  # the pass goes on with the copy, into which an in-place activation may write
+
     with ExitStack() as stack:
         for tap in taps:
-            stack.enter_context(
-                _noting(submodule(model, tap.name), tap.side, lambda h, tap=tap: found.update({tap: h}))
-            )
+            stack.enter_context(_noting(submodule(model, tap.name), tap.side, lambda h, tap=tap: note(h, tap)))
         logits = model(x)
     for tap in taps:
         if tap not in found:
@@ -202,19 +205,22 @@ def _probe(model: nn.Module, x: Tensor) -> None:
 
 @contextmanager
 def _noting(part: nn.Module, side: str, note: Callable[[Tensor], Any]) -> Iterator[None]:
-    """Have `note` called with the tensor that goes into or comes out of a part; other types are passed over."""
+    """Have `note` called with the tensor that goes into or comes out of a part, whose place a tensor that it returns
+    takes; other types are passed over."""
 
-    def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        keep(args[0] if args else next(iter(kwargs.values()), None))
+    def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        instead = kept(args[0] if args else next(iter(kwargs.values()), None))
+        if instead is None:
+            return None
+        return ((instead, *args[1:]), kwargs) if args else (args, {**kwargs, next(iter(kwargs)): instead})
 
-    def keep(h: Any) -> None:
-        if isinstance(h, Tensor):
-            note(h)
+    def kept(h: Any) -> Any:
+        return note(h) if isinstance(h, Tensor) else None
 
     if side == "input":
         handle = part.register_forward_pre_hook(before, with_kwargs=True)
     else:
-        handle = part.register_forward_hook(lambda _, __, output: keep(output))
+        handle = part.register_forward_hook(lambda _, __, output: kept(output))
     try:
         yield
     finally:

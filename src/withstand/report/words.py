@@ -71,6 +71,10 @@ METRICS: dict[str, tuple[str, str]] = {
     "mean_queries_all": ("Mean queries, failures at the budget", "over all examples"),
     "median_queries_all": ("Median queries, failures at the budget", "half of all examples cost fewer queries"),
     "stealing_queries": ("Queries spent on stealing", "once, for the substitute; not in the queries per image"),
+    "amortised_queries": (
+        "Mean queries, stealing included",
+        "over all examples, failures at the budget, and those of stealing shared among them",
+    ),
     "zero_differences": ("Directions without effect", "share of the probes that left the list's relevance as it was"),
     "median_queries": ("Median queries to success", "half of the broken examples fell to fewer queries"),
     "auroc": (

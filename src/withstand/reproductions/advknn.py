@@ -6,8 +6,12 @@ What counts is what the real votes say of the last iterate, as in the official c
 stay so. The arm "kl_only" attacks by the divergence alone, which the block keeps small at the clean point.
 
 Consistency learning does not help here: with few references the votes are less sure than the block, and to move away from
-their shares is then to become surer of their class. The same blocks
-without the divergence in the attack broke more (tried on one seed).
+their shares is then to become surer of their class. The same blocks without the divergence in the attack broke more (tried
+on one seed).
+
+The paper's table has three data sets; the claims follow what holds of most. In its row of Fashion-MNIST, of BIM on kNN, the
+network's own gradients leave the least (5.82; 9.66 through a block, 7.54 with consistency learning), so that there the claim
+is our expectation. So are the claims on blocks, from a trial of our own: the paper's training of them was not released.
 """
 
 from collections.abc import Callable
@@ -19,7 +23,9 @@ from torch import Tensor, nn
 from withstand.attacks import Noise
 from withstand.attacks.fit import fit_attack
 from withstand.attacks.neighbours.advknn import AdvKNN
+from withstand.attacks.neighbours.ask import ASK
 from withstand.attacks.neighbours.block import FitBlock, divergence, told_and_votes
+from withstand.attacks.neighbours.mean_guide import MeanGuide
 from withstand.attacks.neighbours.origin import Origin
 from withstand.data import from_arrays, load_data
 from withstand.models import DeepKNN, HiddenKNN
@@ -44,29 +50,34 @@ SCALES: dict[str, dict[str, Any]] = {
 STEP = 0.01
 BLOCKS: dict[str, FitBlock] = {"dknnb": FitBlock("ce"), "dknnb_cl": FitBlock("kl+ce"), "kl_only": FitBlock("kl")}
 _PAPER = "Li, Chen, He, Xue, 2019, arXiv 1911.06591, table in the README of the official code"
+_AGAINST = "Our expectation; the paper's table says the opposite for Fashion-MNIST (5.82 against 9.66)"
+_OURS = "Not of the paper: our own trial on digits"
+_LESS = "the block leaves less than the network's own gradients"
+_LESS_STILL = "... and with consistency learning less still"
 
 
-def _claim(statement: str, first: str, last: str, metric: str = "robust_accuracy") -> Claim:
-    return Claim(statement, _PAPER, (first, last), metric, "lower", SCALES)
+def _claim(
+    statement: str, source: str, first: str, last: str, metric: str = "robust_accuracy", direction: Any = "lower"
+) -> Claim:
+    return Claim(statement, source, (first, last), metric, direction, SCALES)
 
 
 CLAIMS = [
     *(
         _claim(
             f"{victim}, {attack}: {says}",
+            _AGAINST if (victim, attack, says) == ("knn", "bim", _LESS) else _PAPER,
             f"{victim} / {first} / {attack}",
             f"{victim} / {last} / {attack}",
         )
         for victim in ("knn", "dknn")
         for attack in ("fgsm", "bim")
-        for says, first, last in (
-            ("the block leaves less than the network's own gradients", "origin", "dknnb"),
-            ("... and with consistency learning less still", "dknnb", "dknnb_cl"),
-        )
+        for says, first, last in ((_LESS, "origin", "dknnb"), (_LESS_STILL, "dknnb", "dknnb_cl"))
     ),
     *(
         _claim(
             f"{victim}: {says} learns shares of votes that it has not seen better than by their classes alone",
+            _OURS,
             f"{victim} / dknnb / block",
             f"{victim} / {last} / block",
             "divergence",
@@ -76,6 +87,16 @@ CLAIMS = [
             ("a block with consistency learning", "dknnb_cl"),
             ("a block by divergence alone", "kl_only"),
         )
+    ),
+    *(
+        _claim(
+            f"{victim}: noise of the same size leaves more than 95 % of the clean votes",
+            "Control: the attacks do more than noise",
+            f"{victim} / clean, 95 %",
+            f"{victim} / noise",
+            direction="higher",
+        )
+        for victim in ("knn", "dknn")
     ),
 ]
 
@@ -97,9 +118,13 @@ def measure(scale: str, seed: int, progress: Callable[[str], None]) -> dict[str,
     for name, victim in victims.items():
         clean = right(victim, x, y)
         rows.append(row(f"{name} / clean", "robust_accuracy", clean))
+        most = {"arm": f"{name} / clean, 95 %", "metric": "robust_accuracy", "examples": _rounded(0.95 * clean.float())}
+        rows.append(most)
         noisy = Noise(threat, samples=1, keep="last", active=False)(victim, x, y, seed=seed)
         rows.append(row(f"{name} / noise", "robust_accuracy", clean & right(victim, noisy, y)))
         rows += _attacked(f"{name} / origin", victim, x, y, clean, s, lambda steps, step: Origin(threat, steps, step))
+        smallest = int(library[1].bincount(minlength=10).min())
+        rows += _beside(name, victim, x, y, clean, s, min(50, smallest), min(5, smallest), seed)
         for label, recipe in BLOCKS.items():
             progress(f"{name}: {label}")
             block = fit_attack(
@@ -168,6 +193,29 @@ def _attacked(
         stood = clean & right(victim, made(victim, x, y, block=len(x)), y)
         found.append(row(f"{name} / {attack}", "robust_accuracy", stood))
     return found
+
+
+def _beside(
+    name: str,
+    victim: HiddenKNN,
+    x: Tensor,
+    y: Tensor,
+    clean: Tensor,
+    s: dict[str, Any],
+    guides: int,
+    near: int,
+    seed: int,
+) -> list[dict[str, Any]]:
+    """The attack that came before and the one that came after, in as many small steps."""
+    shared = {"steps": s["steps"], "step": STEP / s["eps"], "keep": "last", "active": False}
+    beside = {
+        "mean_guide": MeanGuide(Linf(s["eps"]), guides=guides, rule="sign", **shared),
+        "ask": ASK(Linf(s["eps"]), neighbours=near, **shared),
+    }
+    return [
+        row(f"{name} / {label} / bim", "robust_accuracy", clean & right(victim, attack(victim, x, y, seed=seed), y))
+        for label, attack in beside.items()
+    ]
 
 
 def _rounded(values: Tensor) -> list[float]:

@@ -3,8 +3,13 @@
 A small CNN without defence and one that was adversarially trained, under Linf 0.3. Beside the two variants: the same
 generator with the classifier's loss alone; a conditional AdvGAN, which is two_stage without its attacker; targeted PGD of 1
 to 40 steps, which stops for each image where it has arrived. `pgd_enough` has as many steps as the success of two_stage
-needs; `pgd_in_its_time` as many as its time allows, at least one. An image's row is the share of the nine targets that it
-was taken for, of images that both networks have right. The paper's weights and tables are not known.
+needs, 40 where no number of steps reaches it ("reached" in its row tells); `pgd_in_its_time` as many as its time allows, at
+least one. An image's row is the share of the nine targets that it was taken for, of images that both networks have right.
+Times of all arms alternate, round by round; recorded times of rows without "reached" were taken arm after arm.
+
+The paper's weights and tables are not known. 16 epochs are at the low end of the 15 to 60 that were meant for this size.
+Not measured: FGSM and C&W beside it, an AdvGAN for each class, transfer to other networks, defences by ensembles, and the
+paper's data sets, for which there is no scale "gpu".
 """
 
 import time
@@ -42,30 +47,32 @@ SCALES: dict[str, dict[str, Any]] = {
     "cpu": {"classifier_epochs": 20, "epochs": 16, "switch": 5, "inner": 5, "images": 120, "timed": 7},
 }
 
-_PAPER = "Bai et al., 2020, arXiv 2002.02196, abstract"
 _NOTE = "Bai et al., 2020, arXiv 2002.02196, by a reader's notes on its first version"
+_BAR = "our bar; not in the paper, which claims higher success than other attacks"
+_TIME = "Bai et al., 2020, arXiv 2002.02196, abstract (shorter time); the number of steps is our control"
+_CONTROL = "our control; not in the paper"
 
 
-def _claim(statement: str, first: str, last: str, metric: str, direction: Any, source: str = _PAPER) -> Claim:
+def _claim(statement: str, first: str, last: str, metric: str, direction: Any, source: str) -> Claim:
     return Claim(statement, source, (first, last), metric, direction, SCALES)
 
 
 CLAIMS = [
     _claim("AI-GAN's success lies within five points of that of 40 steps of PGD",
-           "undefended / pgd_40 less 0.05", "undefended / two_stage", "targeted_success", "higher"),
+           "undefended / pgd_40 less 0.05", "undefended / two_stage", "targeted_success", "higher", _BAR),
     _claim("... on an adversarially trained network, too", "trained / pgd_40 less 0.05", "trained / two_stage",
-           "targeted_success", "higher"),
-    _claim("It takes less time than they do", "undefended / pgd_40", "undefended / two_stage", "seconds", "lower"),
-    _claim("... and less than as many steps as its success needs", "undefended / pgd_enough", "undefended / two_stage",
-           "seconds", "lower"),
+           "targeted_success", "higher", _BAR),
+    _claim("It takes less time than they do", "undefended / pgd_40", "undefended / two_stage", "seconds", "lower", _TIME),
+    _claim("... and less than as many steps as its success needs, or than 40 where no number of them reaches it",
+           "undefended / pgd_enough", "undefended / two_stage", "seconds", "lower", _CONTROL),
     _claim("In its time PGD reaches fewer targets", "undefended / pgd_in_its_time", "undefended / two_stage",
-           "targeted_success", "higher"),
+           "targeted_success", "higher", _CONTROL),
     _claim("With the attacker it reaches more targets than a conditional AdvGAN", "undefended / conditional_advgan",
-           "undefended / two_stage", "targeted_success", "higher", _NOTE),
+           "undefended / two_stage", "targeted_success", "higher", _CONTROL),
     _claim("Its perturbations are shorter than those of a conditional AdvGAN", "undefended / conditional_advgan",
            "undefended / two_stage", "l2", "lower", _NOTE),
     _claim("... and than those of a generator with the classifier's loss alone", "undefended / adversarial_loss_only",
-           "undefended / two_stage", "l2", "lower", _NOTE),
+           "undefended / two_stage", "l2", "lower", _CONTROL),
 ]  # fmt: skip
 
 
@@ -99,7 +106,7 @@ def _attacked(
         attacks[arm] = TargetedGenerated(Linf(EPS), fitted.last)
     for steps in LADDER:
         attacks[f"pgd_{steps}"] = PGD(Linf(EPS), steps=steps, objective=TargetedCrossEntropy(0))
-    reached, took, rows = {}, {}, []
+    reached, rows = {}, []
     for arm, attack in attacks.items():
         progress(f"{name} / {arm}")
         found = all_targets(attack, model, x, y, seed=derive(seed, "judge"))
@@ -113,28 +120,29 @@ def _attacked(
             },
             _row(f"{name} / {arm}", "l2", found.l2.sum(1) / found.counted.sum(1)),
         ]
-    for arm in attacks:
-        took[arm] = _seconds(attacks[arm], model, x, y, s["timed"])
-        rows.append(_row(f"{name} / {arm}", "seconds", took[arm]))
+    took = _seconds(attacks, model, x, y, s["timed"])
+    rows += [_row(f"{name} / {arm}", "seconds", seconds) for arm, seconds in took.items()]
     rows.append(_row(f"{name} / pgd_40 less {NEAR}", "targeted_success", reached["pgd_40"] - NEAR))
     ladder = [f"pgd_{steps}" for steps in LADDER]
-    enough = next((p for p in ladder if reached[p].mean() >= reached["two_stage"].mean()), ladder[-1])
+    those = [p for p in ladder if reached[p].mean() >= reached["two_stage"].mean()]
+    enough = those[0] if those else ladder[-1]
     affordable = [p for p in ladder if took[p].median() <= took["two_stage"].median()]
-    rows.append({**_row(f"{name} / pgd_enough", "seconds", took[enough]), "is": enough})
+    rows.append({**_row(f"{name} / pgd_enough", "seconds", took[enough]), "is": enough, "reached": bool(those)})
     fair = affordable[-1] if affordable else ladder[0]
     rows.append({**_row(f"{name} / pgd_in_its_time", "targeted_success", reached[fair]), "is": fair})
     return rows
 
 
-def _seconds(attack: Any, model: nn.Module, x: Tensor, y: Tensor, times: int) -> Tensor:
-    """Seconds for a thousand images in one batch, measured so many times after one that does not count."""
-    attack, found = aimed(attack, 0), []
+def _seconds(attacks: dict[str, Any], model: nn.Module, x: Tensor, y: Tensor, times: int) -> dict[str, Tensor]:
+    """Seconds of each attack for a thousand images in one batch, in so many rounds after one that does not count."""
     rows = (y != 0).nonzero().flatten()
+    works, found = {arm: aimed(attack, 0) for arm, attack in attacks.items()}, {arm: [] for arm in attacks}
     for _ in range(times + 1):
-        begun = time.perf_counter()
-        attack(model, x[rows], y[rows], block=len(rows))
-        found.append((time.perf_counter() - begun) / len(rows) * 1000)
-    return torch.tensor(found[1:], dtype=torch.float64)
+        for arm, attack in works.items():
+            begun = time.perf_counter()
+            attack(model, x[rows], y[rows], block=len(rows))
+            found[arm].append((time.perf_counter() - begun) / len(rows) * 1000)
+    return {arm: torch.tensor(seconds[1:], dtype=torch.float64) for arm, seconds in found.items()}
 
 
 def _row(arm: str, metric: str, examples: Tensor) -> dict[str, Any]:

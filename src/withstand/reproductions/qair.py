@@ -4,8 +4,10 @@ A network trained with labels embeds a gallery (digits of 8x8 pixels; clothes of
 returns the ten nearest items. The attacker has a few images of the domain, steals a substitute of another architecture
 from the lists that they lead to, and attacks query images that are in neither; the radius on clothes was chosen with
 another seed. `queries` counts all questions on an image until success, the clean one included, and an image that
-withstands at the whole budget; those that stealing took are not in it, they are `stealing_queries`. A reconstruction
-from the abstract: the engine of the paper (a public image search) and its other tables are out of reach.
+withstands at the whole budget; those that stealing took are not in it, they are `stealing_queries`; `amortised_queries`
+shares them among the images. A reconstruction
+from the abstract: the engine of the paper (a public image search) and its other tables are out of reach. So no claim is
+the paper's: they say what is expected or required of this library, or what a first trial had shown.
 """
 
 from collections.abc import Callable, Mapping
@@ -65,24 +67,30 @@ ARMS: dict[str, dict[str, Any]] = {
 """Settings of the attack; the substitute is the stolen one, or the engine's own embedding (the ceiling)."""
 K, HELD = 10, 200
 
-_PAPER = "Li et al., 2021, arXiv 2103.02927, abstract"
+_EXPECTED = "own expectation"
+_REQUIRED = "this library's requirement"
+_TRIED = "own trial on digits"
 _SET = {"small": "smaller images", "large": "larger images"}
 
 
 def _claims(size: str) -> list[Claim]:
-    def claim(statement: str, first: str, last: str, metric: str, direction: Any = "lower") -> Claim:
+    def claim(
+        statement: str, first: str, last: str, metric: str, source: str = _EXPECTED, direction: Any = "lower"
+    ) -> Claim:
         arms = (f"{size} / {first}", f"{size} / {last}")
-        return Claim(f"{statement} ({_SET[size]})", _PAPER, arms, metric, direction, SCALES)
+        return Claim(f"{statement} ({_SET[size]})", source, arms, metric, direction, SCALES)
 
     return [
         claim("It needs fewer queries than the same attack without a prior", "rgf", "qair", "queries"),
-        claim(f"... at most {MOST:.0%} of them", "rgf_60_percent", "qair",
-              "queries"),
-        claim("... and succeeds at most 5 points less often", "rgf_less_5_points", "qair", "success", "higher"),
-        claim("Queries make it succeed more often than the prior alone", "prior_alone", "qair", "success", "higher"),
+        claim(f"... at most {MOST:.0%} of them", "rgf_60_percent", "qair", "queries", _REQUIRED),
+        claim("... and succeeds at most 5 points less often", "rgf_less_5_points", "qair", "success", _REQUIRED,
+              "higher"),
+        claim("Queries make it succeed more often than the prior alone", "prior_alone", "qair", "success",
+              direction="higher"),
         claim("The relevance loss needs fewer queries than the count of shared items", "qair_count", "qair", "queries"),
         claim("... also without a prior", "rgf_count", "rgf", "queries"),
-        claim("The prior first needs fewer queries than the prior mixed in from the start", "p_rgf", "qair", "queries"),
+        claim("The prior first needs fewer queries than the prior mixed in from the start", "p_rgf", "qair", "queries",
+              _TRIED),
     ]  # fmt: skip
 
 
@@ -112,6 +120,7 @@ def _measured(size: str, s: Mapping[str, Any], seed: int, progress: Callable[[st
         {"arm": f"{size} / stolen", "metric": "overlap", "examples": shared},
         {"arm": f"{size} / stolen", "metric": "stealing_queries", "examples": [int(stolen.history[-1]["queries"])]},
     ]
+    share = int(stolen.history[-1]["queries"]) / len(images.x)
     found = {"noise": _noise(engine, images.x, s["eps"], seed)}
     for arm, settings in ARMS.items():
         progress(f"{size}: {arm}")
@@ -119,6 +128,8 @@ def _measured(size: str, s: Mapping[str, Any], seed: int, progress: Callable[[st
         result = QAIR(Linf(s["eps"]), queries=s["queries"], **given).run(engine, images.x, seed=derive(seed, "attack"))
         spent = torch.where(result.success, result.cost_at_success, s["queries"])
         found[arm] = {"success": result.success.double(), "queries": spent.double()}
+        if settings.get("substitute") == "stolen":
+            found[arm]["amortised_queries"] = spent.double() + share
     found["rgf_60_percent"] = {"queries": MOST * found["rgf"]["queries"]}
     found["rgf_less_5_points"] = {"success": found["rgf"]["success"] - SLACK}
     for arm, metrics in found.items():

@@ -1,4 +1,5 @@
 import copy
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -9,7 +10,7 @@ from torch import nn
 from tests.hardening.conftest import cnn, images
 from tests.hardening.test_contract import Interrupted
 from tests.training.conftest import same
-from withstand.attacks import PGD
+from withstand.attacks import PGD, TargetedGenerated
 from withstand.attacks.generative import AIGAN
 from withstand.attacks.generative.aigan import excess
 from withstand.data.arrays import from_arrays
@@ -19,7 +20,7 @@ from withstand.protocols import Space
 from withstand.random import Rows, derive
 from withstand.registry import parse
 from withstand.threats import Linf
-from withstand.training import Trainer
+from withstand.training import Adam, Trainer
 from withstand.training.recipe import Step
 
 ATTACK = PGD(Linf(0.2), steps=3)
@@ -104,6 +105,21 @@ def test_before_the_switch_the_attackers_images_are_real_and_afterwards_the_clea
         assert torch.equal(seen[0], wanted)
 
 
+@pytest.mark.parametrize(
+    ("settings", "warned"),
+    [({"switch": 4}, True), ({"switch": 3}, False), ({"switch": 9, "weights": (1, 0, 0)}, False),
+     ({"switch": 9, "variant": "robust_d"}, False)],
+)  # fmt: skip
+def test_a_switch_that_never_comes_is_told_once(settings, warned):
+    recipe = AIGAN(**SMALL, **settings)
+    system = system_of(recipe)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        crafted(recipe, system)
+        recipe.craft(system, images().batch(range(12)), replace(step(), step=1))
+    assert ["switch" in str(w.message) for w in told] == [True] * warned
+
+
 def test_the_attacker_pulls_towards_the_targets():
     recipe = AIGAN(attack=PGD(Linf(0.9), steps=10), ngf=4, blocks=1)
     batch, net = crafted(recipe, system_of(recipe)), cnn().eval()
@@ -130,11 +146,18 @@ def test_the_losses_are_those_of_the_docstring(variant):
     recipe = AIGAN(variant, weights=(1.3, 0.7, 0.4), bound=0.2, **SMALL)
     system = system_of(recipe)
     system.model.eval()
+    for p in system.model.parameters():  # the changes that fresh weights make are too small to be clipped
+        p.data.mul_(50)
+    for p in system.discriminator.parameters():  # nor do they tell the clipped image from the other
+        p.data.mul_(4)
     batch, now = crafted(recipe, system), step()
+    batch = replace(batch, x=batch.x.round())
     made = losses(recipe, system, batch, now)
     target = batch.extra["target"]
     moved = system.model(batch.x, target)
     clipped = moved.clamp(0, 1)
+    assert (moved - clipped).abs().max() > 0.1
+    assert not torch.allclose(system.discriminator(moved)[0], system.discriminator(clipped)[0], atol=1e-3)
     real, fake = (torch.sigmoid(system.discriminator(z)[0]) for z in (batch.extra["real"], clipped))
     told = -real.log().mean() - (1 - fake).log().mean()
     gan = -fake.log().mean()
@@ -145,8 +168,24 @@ def test_the_losses_are_those_of_the_docstring(variant):
     wanted = 1.3 * F.cross_entropy(system.source(clipped), target) + 0.7 * gan + 0.4 * hinge
     assert torch.allclose(made["discriminator"], told, atol=1e-5)
     assert torch.allclose(made["main"], wanted, atol=1e-5)
+    if variant == "two_stage":
+        assert float(now.said["loss_hinge"]) == pytest.approx(0.4 * hinge.item(), rel=1e-5)
+        assert float(now.said["loss_gan"]) == pytest.approx(0.7 * gan.item(), rel=1e-5)
     accuracy = torch.cat([real > 0.5, fake <= 0.5]).float().mean()
     assert float(now.said["discriminator_accuracy"]) == pytest.approx(float(accuracy))
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_images_of_the_target_itself_are_left_out_of_the_success_that_is_told(mixed):
+    recipe = AIGAN(weights=(1, 0, 0), **SMALL)
+    system, batch, now = system_of(recipe, Always(1)), crafted(recipe, system_of(recipe)), step()
+    target = torch.tensor([1, 1, 1, 2] * 3)
+    y = torch.tensor([1, 0, 2, 2] * 3)
+    batch = replace(batch, y=F.one_hot(y, 3).float() if mixed else y, extra={**batch.extra, "target": target})
+    losses(recipe, system, batch, now)
+    assert float(now.said["targeted_success"]) == 1.0  # 6 of 6; three are of class 1 already, three of class 2
+    losses(recipe, system, replace(batch, y=target), now)
+    assert float(now.said["targeted_success"]) == 0.0
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -230,6 +269,37 @@ def test_the_generator_is_built_again_from_recipe_and_space(shapes):
     assert torch.equal(again.eval()(x, target), fitted(x, target))
 
 
+def test_what_is_unsaid_is_as_in_the_unofficial_code_for_mnist():
+    recipe = AIGAN()
+    assert recipe.attack == PGD(Linf(0.3), steps=40, step=1 / 30)
+    assert recipe.attack.step * 0.3 == pytest.approx(0.01)
+    assert (recipe.variant, recipe.terms, recipe.bound, recipe.switch) == ("two_stage", (1.0, 1.0, 1.5), 0.3, 10)
+    assert AIGAN("robust_d").terms == (1.0, 1.0, 0.0)
+    assert (recipe.ngf, recipe.blocks, recipe.optimizer) == (64, 4, Adam(1e-3))
+    trainer = Trainer(**recipe.defaults)
+    assert (trainer.optimizer, trainer.batch, trainer.epochs) == (Adam(1e-3), 128, 600)
+    rates = [1e-3 * trainer.schedule(epoch / 600) for epoch in (0, 119, 120, 199, 200, 599)]
+    assert rates == pytest.approx([1e-3, 1e-3, 1e-4, 1e-4, 1e-5, 1e-5])
+    assert TargetedGenerated().threat.eps == 0.3
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_convolutions_begin_small_and_the_discriminator_has_its_own_optimiser(variant):
+    recipe = AIGAN(variant, attack=ATTACK, optimizer=Adam(7e-3))
+    system = system_of(recipe)
+    for part in (system.model, system.discriminator):
+        weights = [m.weight for m in part.modules() if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d))]
+        assert len(weights) >= 3
+        drawn = torch.cat([w.detach().flatten() for w in weights if w.numel() > 10_000])
+        assert abs(float(drawn.mean())) < 2e-4
+        assert float(drawn.std()) == pytest.approx(0.02, rel=0.02)
+        assert all(float(w.detach().std()) == pytest.approx(0.02, rel=0.15) for w in weights)
+    made = recipe.optimizers(system, Adam(1e-3))
+    assert made["discriminator"].param_groups[0]["lr"] == 7e-3
+    held = {id(p) for group in made["discriminator"].param_groups for p in group["params"]}
+    assert held == {id(p) for p in system.discriminator.parameters()}
+
+
 @pytest.mark.parametrize("settings", [{}, {"variant": "robust_d"}, {"weights": (1, 0.1, 0.1), "switch": 0}])
 def test_settings_can_be_written_and_read_back(settings):
     recipe = AIGAN(**settings)
@@ -265,6 +335,17 @@ def test_data_and_classifiers_that_do_not_fit_are_refused():
     tiny = from_arrays(torch.rand(9, 1, 4, 4).numpy(), torch.arange(9).numpy() % 3)
     with pytest.raises(BadInput, match="5 pixels"):
         system_of(AIGAN(**SMALL), cnn(), tiny)
+
+
+class Always(nn.Module):
+    """Says one class, with a graph."""
+
+    def __init__(self, said):
+        super().__init__()
+        self.said = said
+
+    def forward(self, x):
+        return F.one_hot(torch.full((len(x),), self.said), 3).float() + 0 * x.flatten(1).sum(1, keepdim=True)
 
 
 def trained():

@@ -7,6 +7,7 @@ from torch import nn
 from tests.hardening.conftest import cnn, images
 from tests.hardening.test_contract import Interrupted
 from tests.training.conftest import same
+from withstand.attacks import Generated
 from withstand.attacks.generative import BIA, CDA
 from withstand.attacks.generative.source import Source
 from withstand.data.arrays import from_arrays
@@ -15,7 +16,7 @@ from withstand.models import Logits, Normalised
 from withstand.protocols import Batch, Space
 from withstand.random import Rows
 from withstand.registry import parse
-from withstand.training import Trainer
+from withstand.training import Adam, Constant, Trainer
 from withstand.training.recipe import Step
 
 SMALL = {"ngf": 4, "blocks": 1, "eps": 0.1}
@@ -49,6 +50,13 @@ def test_the_similarity_of_an_image_to_itself_is_one(variant):
     system, x = system_of(recipe), torch.rand(5, 1, 8, 8)
     for normal in (None, (0.5, 0.75), (0.3, 1.2)):
         assert recipe.similarity(system, x, x, normal).allclose(torch.ones(5), atol=1e-6)
+
+
+def test_a_layer_before_an_activation_in_place_is_read_before_it():
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(144, 3))
+    x, z = torch.rand(2, 5, 1, 8, 8)
+    recipe = BIA(layer="0", **SMALL)
+    assert recipe.similarity(system_of(recipe, net), z, x).allclose(by_hand(net[0], x, z), atol=1e-6)
 
 
 @pytest.mark.parametrize("da", [False, True])
@@ -154,6 +162,17 @@ def test_points_lie_in_the_set_and_clipped_pixels_have_no_gradient(parameterisat
     assert 0 < float(live.float().mean()) < 1
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_loss_is_the_mean_similarity_of_what_the_generator_makes(variant):
+    recipe = BIA(layer="0", **SMALL, **variant)
+    system, x, now = system_of(recipe), torch.rand(4, 1, 8, 8), step()
+    system.model.eval()
+    z = system.model(x).clamp(x - 0.1, x + 0.1).clamp(0, 1)
+    expected = recipe.similarity(system, z, x, recipe.normal(now)).mean()
+    assert torch.allclose(recipe.loss(system, Batch(x), now), expected, atol=1e-6)
+    assert torch.allclose(now.said["cosine"], expected, atol=1e-6)
+
+
 def test_cda_is_the_relative_cross_entropy_towards_the_clean_class():
     recipe, net = CDA(**SMALL), cnn().eval()
     system, x = system_of(recipe, net), torch.rand(4, 1, 8, 8)
@@ -219,6 +238,18 @@ def test_the_generator_is_built_again_from_recipe_and_space(shapes):
     again.load_state_dict(fitted.state_dict())
     x = torch.rand(2, 1, 8, 8)
     assert torch.equal(again.eval()(x), fitted(x))
+
+
+@pytest.mark.parametrize("recipe", [BIA(), CDA()])
+def test_what_is_unsaid_is_as_published(recipe):
+    said = (recipe.eps, recipe.ngf, recipe.blocks, recipe.parameterisation)
+    assert said == (10 / 255, 64, 6, "image")
+    assert isinstance(recipe, CDA) or (recipe.layer, recipe.rn, recipe.da) == (None, False, False)
+    trainer = Trainer(**recipe.defaults)
+    assert trainer.optimizer == Adam(2e-4, betas=(0.5, 0.999))
+    assert trainer.schedule == Constant()
+    assert (trainer.batch, trainer.epochs) == (16, 1)
+    assert Generated().threat.eps == 10 / 255
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=repr)

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -44,6 +46,46 @@ def test_dropout_and_batch_statistics_end_with_training():
     net.eval()
     assert torch.equal(net(x), net(x))
     assert torch.allclose(net(x)[:2], net(x[:2]), atol=1e-6)
+
+
+@pytest.mark.parametrize("output", ["image", "residual"])
+def test_the_output_is_half_of_one_plus_tanh_or_the_image_plus_reach_times_tanh(output):
+    net, x = Generator(1, ngf=4, blocks=1, output=output, reach=0.2).eval(), torch.rand(2, 1, 8, 8)
+    net.layers[-1].weight.data.zero_()
+    net.layers[-1].bias.data.fill_(0.7)
+    tanh = (math.exp(1.4) - 1) / (math.exp(1.4) + 1)
+    wanted = torch.full_like(x, (tanh + 1) / 2) if output == "image" else x + 0.2 * tanh
+    assert torch.allclose(net(x), wanted, atol=1e-6)
+
+
+def test_a_block_keeps_what_it_is_given_and_adds_two_convolutions():
+    net = Generator(1, ngf=1, blocks=1)
+    block = next(m for m in net.layers if any(isinstance(part, nn.Dropout) for part in m.modules())).eval()
+    (first, second), x = (m for m in block.modules() if isinstance(m, nn.Conv2d)), torch.rand(2, 4, 6, 6) - 0.5
+    norms = [m for m in block.modules() if isinstance(m, nn.BatchNorm2d)]
+    for norm, (weight, bias) in zip(norms, ((2.0, -0.3), (0.5, 0.1))):
+        norm.weight.data.fill_(weight)
+        norm.bias.data.fill_(bias)
+
+    def conv(h, layer):
+        return nn.functional.conv2d(nn.functional.pad(h, (1, 1, 1, 1), mode="reflect"), layer.weight)
+
+    scale = (1 + 1e-5) ** -0.5  # of running statistics that have seen nothing
+    h = (2.0 * scale * conv(x, first) - 0.3).clamp_min(0)
+    assert torch.allclose(block(x), x + 0.5 * scale * conv(h, second) + 0.1, atol=1e-6)
+    block.train()
+    second.weight.data.zero_()
+    norms[1].weight.data.fill_(1.0)
+    norms[1].bias.data.zero_()
+    assert torch.equal(block(x), x)
+
+
+@pytest.mark.parametrize(("settings", "share"), [({}, 0.5), ({"dropout": 0.2}, 0.2)])
+def test_half_of_a_block_is_dropped_while_it_trains(settings, share):
+    layer = next(m for m in Generator(1, ngf=4, blocks=1, **settings).modules() if isinstance(m, nn.Dropout))
+    kept = layer(torch.ones(10_000))
+    assert float((kept == 0).float().mean()) == pytest.approx(share, abs=0.03)
+    assert float(kept.max()) == pytest.approx(1 / (1 - share))
 
 
 def test_a_class_reaches_the_first_layer_as_one_plane_of_ones():

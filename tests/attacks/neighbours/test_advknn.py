@@ -111,6 +111,18 @@ def test_references_do_not_vote_for_themselves(references):
     assert not torch.equal(crafted.extra["votes"][:, 0], lonely.votes(some.x)["4"])
 
 
+def test_fidelity_does_not_count_what_references_say_of_themselves(references):
+    x, y = references
+    lonely = HiddenKNN(network(), ["4"], x, y, k=1, classes=3)
+    block = fitted(lonely, epochs=2).last
+    told = (network()[:5](x) @ block.weight + block.bias[0]).log_softmax(1)
+    others = lonely.votes(x, torch.arange(len(x)))["4"]
+    said = fidelity(block, lonely, x)
+    assert said["divergence"] == pytest.approx(F.nll_loss(told, others.argmax(1)).item(), abs=1e-5)
+    assert said["agreement"] == pytest.approx(float((told.argmax(1) == others.argmax(1)).float().mean()))
+    assert not torch.equal(others.argmax(1), y)
+
+
 def test_fitting_leaves_the_classifier_alone_and_resumes_bit_for_bit(knn, tmp_path, monkeypatch):
     given = copy.deepcopy(knn)
     whole = fitted(knn, epochs=3)
@@ -160,18 +172,33 @@ def test_several_layers_are_attacked_together(deep, deep_block, batch):
     assert r.success.float().mean() > 0.4
 
 
-def test_every_layer_is_paired_with_its_own_votes(deep, deep_block, batch):
+def test_every_layer_is_paired_with_its_own_votes_at_the_clean_point(deep, deep_block, batch):
     x, y = batch
     objective = AwayFromVotes(deep_block, kl_weight=0.7, ce_weight=2.0)
-    seen = seen_at(deep, x)
-    state = objective.begin(seen, y, ws.Rows.count(0, len(x)))
+    state = objective.begin(seen_at(deep, x), y, ws.Rows.count(0, len(x)))
+    moved = blobs(len(x), 5)[0]
+    seen = seen_at(deep, moved)
     expected = torch.zeros(len(x))
     for i, (layer, weight) in enumerate(zip(deep.layers, deep_block.weight.split(deep.sizes))):
         q = (seen.features[f">features.{i}"] @ weight + deep_block.bias[i]).log_softmax(1)
         p = deep.votes(x)[layer]
+        assert not torch.equal(p, deep.votes(moved)[layer])
         expected = expected + 0.7 * F.kl_div(q, p, reduction="none").sum(1)
         expected = expected + 2 * F.nll_loss(q, p.argmax(1), reduction="none")
     assert torch.allclose(objective(seen, y, state), expected, atol=1e-4)
+
+
+def test_two_steps_are_those_of_the_sheet(knn, block, batch):
+    x, y = batch
+    p, z = knn.votes(x)["4"], x.clone()
+    for _ in range(2):
+        z.requires_grad_(True)
+        q = (network()[:5](z) @ block.weight + block.bias[0]).log_softmax(1)
+        loss = F.kl_div(q, p, reduction="sum") + 20 * F.nll_loss(q, p.argmax(1), reduction="sum")
+        (gradient,) = torch.autograd.grad(loss, z)
+        z = (x + (z.detach() + 0.15 * gradient.sign() - x).clamp(-0.2, 0.2)).clamp(0, 1)
+    found = AdvKNN(ws.Linf(0.2), block=block, steps=2, step=0.75, keep="last", active=False)(knn, x, y)
+    assert torch.allclose(found, z, atol=1e-6)
 
 
 def test_a_perfect_block_has_no_divergence_and_no_gradient_of_it():

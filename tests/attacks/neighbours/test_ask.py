@@ -39,8 +39,8 @@ def knn(request) -> HiddenKNN:
     return HiddenKNN(network(), ["1", "3"], *REFERENCES, k=K, metric=request.param)
 
 
-def by_hand(knn: HiddenKNN, x: Tensor, y: Tensor, attack: ASK, taus, kappas) -> Tensor:
-    """Steps from x on the loss of the sheet, with references found by sorting."""
+def by_hand(knn: HiddenKNN, x: Tensor, y: Tensor, attack: ASK, taus, kappas, start: Tensor | None = None) -> Tensor:
+    """Steps from a start (x) on the loss of the sheet, with references of x found by sorting."""
     net, (x_ref, y_ref) = network(), REFERENCES
     layers = [lambda u: net[:2](u).flatten(1), lambda u: net[:4](u)]
     labels = torch.arange(CLASSES).repeat_interleave(attack.neighbours)
@@ -56,7 +56,7 @@ def by_hand(knn: HiddenKNN, x: Tensor, y: Tensor, attack: ASK, taus, kappas) -> 
             rows = (y_ref == c).nonzero().flatten()
             chosen.append(rows[away[:, rows].argsort(1)[:, : attack.neighbours]])
         found.append(refs[torch.cat(chosen, 1)])
-    z = x.clone()
+    z = x.clone() if start is None else start.clone()
     for _ in range(attack.steps):
         z.requires_grad_(True)
         loss = sum(
@@ -77,6 +77,14 @@ def test_its_steps_are_those_of_the_sheet(knn, form):
         keep="last", active=False,
     )  # fmt: skip
     expected = by_hand(knn, x, y, attack, (0.3, 0.6), (1.0, 0.5))
+    torch.testing.assert_close(attack(knn, x, y), expected, rtol=0, atol=1e-6)
+
+
+def test_it_starts_at_a_random_point(knn):
+    x, y = images(9, 2)
+    attack = ASK(Linf(0.1), steps=1, neighbours=2, tau=0.3, keep="last", active=False)
+    start = Linf(0.1).random_start(x, _rows_of(attack, len(x)), "pgd", 0, (0.0, 1.0))
+    expected = by_hand(knn, x, y, attack, (0.3, 0.3), (1.0, 1.0), start)
     torch.testing.assert_close(attack(knn, x, y), expected, rtol=0, atol=1e-6)
 
 
@@ -188,16 +196,10 @@ def guides_of(knn: HiddenKNN, x: Tensor, y: Tensor, m: int) -> tuple[list[Tensor
     return h, refs, [torch.stack(guides), torch.stack(friends)]
 
 
-@pytest.mark.parametrize("loss", ["mean", "sigmoid"])
-def test_one_step_follows_the_loss_of_the_sheet(knn, loss):
-    x, y = images(9, 2)
-    attack = MeanGuide(
-        Linf(0.1), guides=4, loss=loss, sharpness=3.0, rule="sign", steps=1, step=1.0, keep="last", active=False
-    )
-    start = Linf(0.1).random_start(x, _rows_of(attack, len(x)), "pgd", 0, (0.0, 1.0)).requires_grad_(True)
-    _, refs, (guides, friends) = guides_of(knn, x, y, 4)
-    clean, _, _ = guides_of(knn, x, y, 4)
-    moved, _, _ = guides_of(knn, start, y, 4)
+def guided(knn: HiddenKNN, x: Tensor, z: Tensor, y: Tensor, loss: str, m: int, sharpness: float = 4.0) -> Tensor:
+    """Minus the loss of the sheet at z, summed."""
+    clean, refs, (guides, friends) = guides_of(knn, x, y, m)
+    moved, _, _ = guides_of(knn, z, y, m)
     value = torch.zeros(())
     for h0, h, r in zip(clean, moved, refs):
         if loss == "mean":
@@ -206,10 +208,51 @@ def test_one_step_follows_the_loss_of_the_sheet(knn, loss):
         eta = (h0.detach()[:, None] - r).norm(dim=2).sort(1).values[:, knn.k - 1]
         for positions, w in ((guides, -1), (friends, 1)):
             d = (h[:, None] - r[positions]).norm(dim=2)
-            value = value - w * torch.sigmoid(3.0 * (eta[:, None] - d)).sum()
-    (gradient,) = torch.autograd.grad(value, start)
+            value = value - w * torch.sigmoid(sharpness * (eta[:, None] - d)).sum()
+    return value
+
+
+@pytest.mark.parametrize("loss", ["mean", "sigmoid"])
+def test_one_step_follows_the_loss_of_the_sheet(knn, loss):
+    x, y = images(9, 2)
+    attack = MeanGuide(
+        Linf(0.1), guides=4, loss=loss, sharpness=3.0, rule="sign", steps=1, step=1.0, keep="last", active=False
+    )
+    start = Linf(0.1).random_start(x, _rows_of(attack, len(x)), "pgd", 0, (0.0, 1.0)).requires_grad_(True)
+    (gradient,) = torch.autograd.grad(guided(knn, x, start, y, loss, 4, 3.0), start)
     expected = (x + (start.detach() + 0.1 * gradient.sign() - x).clamp(-0.1, 0.1)).clamp(0, 1)
     torch.testing.assert_close(attack(knn, x, y), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("loss", ["mean", "sigmoid"])
+def test_the_published_search_is_adam_inside_tanh(knn, loss):
+    """Also from pixels at the end of their range, where tanh is flat."""
+    x, y = images(9, 2)
+    x[:, :, ::2] = 0.0
+    x[:, :, 1::2, ::2] = 1.0
+    low, high = (x - 0.1).clamp(0, 1), (x + 0.1).clamp(0, 1)
+    middle, half = (low + high) / 2, (high - low) / 2
+    w = torch.atanh(((x - middle) / half).clamp(-0.99, 0.99)).requires_grad_(True)
+    optimizer = torch.optim.Adam([w], lr=0.8, maximize=True)
+    for _ in range(2):
+        optimizer.zero_grad()
+        guided(knn, x, middle + half * w.tanh(), y, loss, 4).backward()
+        optimizer.step()
+    found = MeanGuide(Linf(0.1), guides=4, loss=loss, steps=2, lr=0.8, keep="last", active=False)(knn, x, y)
+    torch.testing.assert_close(found, (middle + half * w.tanh()).detach(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("loss", ["mean", "sigmoid"])
+def test_an_example_that_is_a_reference_guides_itself_nowhere(knn, loss):
+    """Nor is it its own friend. With a label that is not its own it would be its nearest guide."""
+    x, y = REFERENCES[0][:6], REFERENCES[1][:6]
+    y = (y + 1) % CLASSES if loss == "mean" else y
+    attack = MeanGuide(Linf(0.1), guides=1, loss=loss, steps=2, lr=0.5, keep="last", active=False)
+    for i in range(6):
+        rest = [torch.cat([t[:i], t[i + 1 :]]) for t in REFERENCES]
+        others = HiddenKNN(network(), ["1", "3"], *rest, k=K, metric=knn.metric)
+        found, expected = (attack(m, x[i : i + 1], y[i : i + 1]) for m in (knn, others))
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
 def _rows_of(attack, n: int) -> Rows:

@@ -117,7 +117,10 @@ def test_the_trace_never_falls_and_ends_at_the_value(engine):
     assert torch.allclose(values[:, 0], torch.tensor(most, dtype=torch.float32))
     share = result.notes["zero_differences"]
     assert share.shape == (8,)
-    assert ((share >= 0) & (share <= 1)).all()
+    asked = ~share.isnan()
+    assert ((share >= 0) & (share <= 1))[asked].all()
+    alone = make("prior alone").run(engine, x, seed=3)
+    assert alone.notes["zero_differences"].isnan().all()
 
 
 def test_an_engine_that_does_not_listen_makes_every_difference_zero():
@@ -184,6 +187,17 @@ def test_a_prior_without_a_gradient_is_zero():
     engine = Deaf()
     result = QAIR(Linf(0.2), queries=30, substitute=flat).run(engine, x)  # falls back on directions without a prior
     assert (result.forwards == 30).all()
+
+
+def test_where_nothing_changes_the_step_follows_the_prior(net):
+    middle, asked = x[:1].clamp(0.3, 0.7), []
+    target = RetrievalTarget(lambda z: asked.append(z) or [[0, 1, 2]] * len(z), image_of_id=lambda i: gallery[i])
+    QAIR(Linf(0.2), queries=5, q=3, substitute=net, first=False).run(target, middle)
+    w = torch.tensor([7, 3, 1]) / 11
+    point = middle.clone().requires_grad_(True)
+    (w * nn.functional.cosine_similarity(net(point), net(gallery[:3]))).sum().backward()
+    assert point.grad is not None
+    assert torch.allclose(asked[-1], middle - 0.04 * point.grad.sign())
 
 
 def test_sigma_grows_where_nothing_changes():
@@ -273,6 +287,7 @@ def test_a_substitute_that_returns_nan_is_refused(engine):
     broken[1].weight.data[0, 0] = torch.nan
     with pytest.raises(BadInput, match="substitute: got an output with NaN"):
         QAIR(substitute=broken).run(engine, x)
+    assert engine.sent == 0
 
 
 def test_the_substitute_is_left_alone(engine):

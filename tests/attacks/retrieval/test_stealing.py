@@ -9,6 +9,7 @@ from torch import nn
 
 import withstand as ws
 from withstand.attacks import QAIR
+from withstand.attacks.retrieval import stealing
 from withstand.attacks.retrieval.stealing import Lists, Steal, collect, overlap_at, rank_loss
 from withstand.attacks.retrieval.substitute import loaded, stealing_cost
 from withstand.data import as_dataset
@@ -142,6 +143,41 @@ def test_overlap_counts_shared_items():
     lists = Lists(x, torch.tensor([[0, 1], [4, 3]]), items, list(range(6)))
     assert overlap_at(same, lists) == 0.75
     assert overlap_at(same, lists, torch.tensor([1])) == 0.5
+
+
+def test_overlap_does_not_count_the_item_that_a_question_shows():
+    items = torch.tensor([[1.0, 0.0, 0.0], [0.9, 0.3, 0.0], [0.8, 0.0, 0.5], [0.0, 0.0, 1.0]]).view(4, 1, 1, 3)
+    with_it = Lists(items[:1], torch.tensor([[0, 1]]), items, list(range(4)))
+    without = Lists(items[:1], torch.tensor([[1, 3]]), items, list(range(4)))
+    assert overlap_at(nn.Flatten(), with_it) == 1
+    assert overlap_at(nn.Flatten(), Lists(items[:1], torch.tensor([[0, 2]]), items, list(range(4)))) == 0
+    assert overlap_at(nn.Flatten(), without) == 0.5
+
+
+def test_an_image_that_is_seed_and_item_is_asked_once(engine):
+    lists = collect(engine, torch.cat([gallery[:3], gallery[:3]]), 1000)
+    assert len(lists.x.flatten(1).unique(dim=0)) == len(lists.x) == len(lists.ids)
+    assert (lists.own >= 0).all()
+    assert torch.equal(lists.items[lists.own], lists.x)
+
+
+def test_an_item_is_not_far_from_the_question_that_shows_it(monkeypatch):
+    marks = []
+
+    def seen(query, ranked, far, strange, margin):
+        itself = (far - query[:, None]).norm(dim=2) < 1e-6
+        marks.append((itself.any(), (itself & strange).any()))
+        return rank_loss(query, ranked, far, strange, margin)
+
+    def others(images):
+        return [[i for i in row if not torch.equal(gallery[i], z)][:3] for row, z in zip(whole(images), images)]
+
+    whole = ImageIndex(network(0).eval(), gallery[:8], k=4)
+    monkeypatch.setattr(stealing, "rank_loss", seen)
+    recipe = Steal(victim=RetrievalTarget(others, image_of_id=lambda i: gallery[i]), queries=18, steps=6, far=8)
+    ws.fit_attack(recipe, network(7), ATTACKER, epochs=1)
+    assert any(there for there, _ in marks)
+    assert not any(strange for _, strange in marks)
 
 
 def stolen(engine, **settings):

@@ -43,7 +43,7 @@ def test_worst_is_right_under_every_attack(run, votes, arrays, digits):
 
 
 def test_shares_and_their_conditions():
-    outcomes = {"clean": 9, "origin": 5, "advknn": 4, "ask": 6, "worst": 3}
+    outcomes = {"clean": 9, "origin": 5, "advknn": 4, "advknn_ce": 4, "ask": 6, "worst": 3}
     rows = [Row("image", i, {"attack": a}, i < n, None, 0, 0, 0.0, 1) for a, n in outcomes.items() for i in range(10)]
     found = CHECK.reduce(Table(as_table(rows)), {}, Context())
     assert {m.condition["attack"]: m.value for m in found.metrics} == {a: n / 10 for a, n in outcomes.items()}

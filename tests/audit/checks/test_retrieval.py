@@ -7,6 +7,7 @@ from torch import nn
 
 import withstand as ws
 from withstand.attacks.fit import FittedAttack
+from withstand.attacks.retrieval.stealing import Steal
 from withstand.audit.check import Table
 from withstand.audit.checks.retrieval import Retrieval
 from withstand.audit.craft import craft
@@ -23,11 +24,11 @@ from withstand.threats import Linf
 SPENT = [3, 8, 8, 40, None, None, None, 21, 2, None]
 
 
-def findings(stolen=None, budget=50):
+def findings(stolen=None, budget=50, silent=(0.25,) * 10):
     check = Retrieval(Linf(0.1), parse(f"qair(queries={budget})", "attack"))
     condition = {"attack": "qair", "threat": "linf", "eps": 0.1}
     rows = [Row("image", i, condition, q is None, q, distance=0.1, cost=q or budget) for i, q in enumerate(SPENT)]
-    rows += [Row("image", i, {"of": "zero differences"}, None, 0.25) for i in range(len(SPENT))]
+    rows += [Row("image", i, {"of": "zero differences"}, None, share) for i, share in enumerate(silent)]
     rows += [] if stolen is None else [Row("model", 0, {"of": "substitute"}, None, stolen)] * 2
     return check.reduce(Table(as_table(rows)), {}, Context())
 
@@ -56,10 +57,19 @@ def test_the_curve_falls_where_lists_fall():
     assert y == [sum(q is None or q > n for q in SPENT) / 10 for n in x]
 
 
+def test_images_that_were_never_probed_have_no_share_of_silent_probes():
+    found = metric(findings(silent=[0.5, 1.0] + [None] * 8), "zero_differences")
+    assert (found.value, found.n) == (0.75, 2)
+    assert not [m for m in findings(silent=[None] * 10).metrics if m.name == "zero_differences"]
+
+
 def test_stealing_is_told_apart():
     found = findings(stolen=300)
     assert metric(found, "stealing_queries").value == 300
     assert metric(found, "mean_queries_all").value == metric(findings(), "mean_queries_all").value
+    assert metric(found, "amortised_queries").value == pytest.approx((82 + 4 * 50 + 300) / 10)
+    assert metric(found, "amortised_queries").low > 30
+    assert not [m for m in findings().metrics if m.name == "amortised_queries"]
     assert "300 that the substitute was stolen with" in found.figures[0].caption
 
 
@@ -112,6 +122,13 @@ def test_a_substitute_may_be_given(engine, net, small, tmp_path):
     alone = ws.audit(engine, small, checks=[CHECK], out=tmp_path / "alone")
     mean = [next(m.value for m in c.results[0].metrics if m.name == "mean_queries_all") for c in (card, alone)]
     assert mean[0] < mean[1]
+
+
+@pytest.mark.parametrize("form", [lambda stolen: stolen, lambda stolen: stolen.target])
+def test_a_stolen_substitute_that_is_given_tells_its_cost(engine, net, small, form):
+    stolen = ws.fit_attack(Steal(victim=engine, queries=30, steps=2), net, small, epochs=1)
+    card = ws.audit(engine, small, checks=[CHECK], given={"substitute": form(stolen)})
+    assert [m.value for m in card.results[0].metrics if m.name == "stealing_queries"] == [30]
 
 
 def test_checks_of_classifiers_do_not_apply(engine, small, net):

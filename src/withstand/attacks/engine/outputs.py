@@ -87,15 +87,19 @@ def _tap(model: Any, name: str, into: dict[str, Tensor]) -> Any:
     if part is None:
         raise bad("objective", f"reads {name!r}", "the name of a submodule of the model")
 
-    def keep(_module: nn.Module, _args: Any, output: Tensor) -> None:
-        into[name] = output
+    def note(h: Any) -> Any:
+        into[name] = h
+        return h.clone() if isinstance(h, Tensor) else h  # an in-place activation may write into the copy
 
-    def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        into[name] = args[0] if args else next(iter(kwargs.values()))
+    def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if args:
+            return (note(args[0]), *args[1:]), kwargs
+        first = next(iter(kwargs))
+        return args, {**kwargs, first: note(kwargs[first])}
 
     if name.startswith(">"):
         return part.register_forward_pre_hook(before, with_kwargs=True)
-    return part.register_forward_hook(keep)
+    return part.register_forward_hook(lambda _module, _args, output: note(output))
 
 
 def _part(module: nn.Module, name: str) -> nn.Module | None:

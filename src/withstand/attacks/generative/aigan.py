@@ -1,5 +1,6 @@
 """AI-GAN: a conditional generator that learns from an attacker, a discriminator and the attacked classifier."""
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace as with_
 from itertools import pairwise
@@ -42,10 +43,12 @@ class AIGAN(Recipe):
 
     attack: the attacker; its threat, which must be Linf, is the generator's. weights: None takes (1, 1, 1.5) for two_stage
     and (1, 1, 0) for robust_d. switch=0 leaves A out, which is a conditional AdvGAN; with w2 = 0 there is neither A nor D.
-    optimizer: of D, at a constant rate. ngf, blocks: of G; D has ngf, 2 ngf and 4 ngf channels.
+    A switch beyond the last epoch leaves x out instead, with a warning. optimizer: of D; its rate stays as it is, our
+    choice, while that of G follows the trainer's schedule. ngf, blocks: of G; D has ngf, 2 ngf and 4 ngf channels.
 
     What is shipped is G: see the attack `targeted_generated`. Judge it on all targets but the label, on images that C has
-    right, beside PGD with the same targets. In the history: the terms, D's accuracy, the share of x' that C takes for t.
+    right, beside PGD with the same targets. In the history: the terms, D's accuracy, the share of x' that C takes for t, of
+    those whose label is another.
 
     References: Bai, Zhao, Zhu, Han, Chen, Li, Kot, "AI-GAN: Attack-Inspired Generation of Adversarial Examples", 2020 and
     2021, arXiv 2002.02196; the same, "Towards Efficiently Evaluating the Robustness of Deep Neural Networks in IoT Systems:
@@ -130,6 +133,9 @@ class AIGAN(Recipe):
 
     def craft(self, system: Any, batch: Batch, step: Step) -> Batch:
         """The targets, and what D is to take for real (two_stage) or to classify (robust_d)."""
+        if step.step == step.rank == 0 and self._never_switches(step.epochs):
+            text = f"aigan: switch={self.switch} lies beyond the last of {step.epochs} epochs: the discriminator never sees"
+            warnings.warn(f"{text} a clean image. Lower it (by default a sixtieth of the epochs).", stacklevel=2)
         target = step.rows.integers((), 0, system.model.classes, "target")
         extra: dict[str, Any] = {"target": target, "real": batch.x}
         if self.terms[1] and self.variant == "robust_d":
@@ -156,6 +162,9 @@ class AIGAN(Recipe):
 
         yield Update(learn, freeze=(system.discriminator,))
 
+    def _never_switches(self, epochs: int) -> bool:
+        return self.variant == "two_stage" and self.terms[1] > 0 and self.switch >= epochs
+
     def _tell(self, discriminator: Any, batch: Batch, fake: Tensor, step: Step) -> Tensor:
         """The discriminator's loss."""
         real, told = discriminator(batch.extra["real"])[0], discriminator(fake)[0]
@@ -172,7 +181,10 @@ class AIGAN(Recipe):
         target, (adversarial, gan, hinge) = batch.extra["target"], self.terms
         moved = made.clamp(0, 1)
         logits = system.source(moved)
-        step.say("targeted_success", (logits.argmax(1) == target).float().mean())
+        assert batch.y is not None
+        aimed = target != (batch.y if batch.y.dim() == 1 else batch.y.argmax(1))  # mixed images have shares of labels
+        hit = (logits.argmax(1) == target) & aimed
+        step.say("targeted_success", hit.sum() / aimed.sum().clamp_min(1))
         terms = {"loss_adversarial": adversarial * F.cross_entropy(logits, target)}
         if gan:
             real, classes = system.discriminator(moved)

@@ -1,7 +1,7 @@
 """Attacks by a generator that was fitted before: one pass of it for each image, no gradient, no label."""
 
 import copy
-from dataclasses import field
+from dataclasses import field, replace
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -79,7 +79,8 @@ class Generated(Attack):
     def generate(self, x: Tensor, target: Tensor | None = None) -> Tensor:
         """What the generator returns for images x, not projected, in the dtype of x.
 
-        Raises: BadInput where there is no generator, or images or targets do not fit it.
+        Raises: BadInput where there is no generator, where images or targets do not fit it, or where it returns something
+        else than a finite image for each.
         """
         if self.generator is None:
             mend = "Fit one: withstand fit-attack 'bia(layer=...)' MODEL --data DATA --out DIR"
@@ -89,7 +90,15 @@ class Generated(Attack):
         if held.dtype != x.dtype or held.device != x.device:
             net = copy.deepcopy(net).to(x)
         with torch.no_grad(), frozen(net):
-            return net(x) if target is None else net(x, target)
+            made = net(x) if target is None else net(x, target)
+        if not isinstance(made, Tensor) or made.shape != x.shape:
+            got = list(made.shape) if isinstance(made, Tensor) else type(made).__name__
+            raise bad(
+                "generator", f"one that returns {got}", f"one that returns images {list(x.shape)}, as it is given"
+            )
+        if not bool(torch.isfinite(made).all()):
+            raise bad("generator", "NaN or infinite values", "finite images", "Its training may have diverged.")
+        return made
 
 
 @component("attack", "targeted_generated", systems=("aigan",))
@@ -98,7 +107,7 @@ class TargetedGenerated(Generated):
 
     z = P(G(x, t)), clipped to the range of images. target: t, one class for all or long [N], one for each; None takes the
     runner-up of the clean logits, which costs a pass of the model (any wrong class is then a success). An image whose label
-    is the target counts as reached where the model says so: leave it out of what you count.
+    is the target is never a success: there is nothing to reach.
 
     generator: as for `generated`, of the recipe `aigan`, or a module called as generator(x, t). Beyond the eps that it was
     fitted for, a larger threat adds nothing.
@@ -125,7 +134,11 @@ class TargetedGenerated(Generated):
             return Attack.run(self, model, x, y, **context)
         if isinstance(self.target, Tensor) and isinstance(x, Tensor) and len(self.target) != len(x):
             raise bad("target", f"{len(self.target)} classes", f"one for each of the {len(x)} images")
-        return super().run(model, x, y, **context)
+        found = super().run(model, x, y, **context)
+        if y is None or self.keep == "last":
+            return found
+        success = found.success & (torch.as_tensor(self.target, device=y.device) != y)
+        return replace(found, success=success, cost_at_success=torch.where(success, found.cost_at_success, -1))
 
     def aims(self, p: Problem) -> Tensor:
         chosen = p.objective.target

@@ -75,7 +75,8 @@ class BIA(CrossDomain):
     normalises inside of itself sees both. da: A = |mean over channels of f(n(x))|, [N, 1, H, W], held fixed.
 
     layer: a submodule that returns maps; None takes the end of the second stage, as published for ResNets. Published for
-    VGG: the third max-pool, "features.16" and "features.18" of torchvision's 16 and 19; for DenseNets: dense block 2.
+    VGG: the third max-pool, "features.16" and "features.18" of torchvision's 16 and 19; for DenseNets: the second dense
+    block, "features.denseblock2", which must be named (None takes "features.transition1").
     parameterisation: "image" as published, where pixels that G moves beyond eps teach it nothing (`live_pixels` in the
     history is the share of the others: at the start few, since G begins near grey); "residual", x + eps * tanh, which has
     none of them, is our own.

@@ -78,7 +78,7 @@ def all_targets(
     if not bool(right.any()):
         raise bad("x", "no image that the model has right", "at least one", "Success on others would mean nothing.")
     counted = right[:, None] & (y[:, None] != torch.arange(classes, device=y.device))
-    hit, l2, seconds = torch.zeros_like(counted), torch.zeros(counted.shape), 0.0
+    hit, l2, seconds = torch.zeros_like(counted), torch.zeros(counted.shape, device=x.device), 0.0
     for target in range(classes):
         rows = counted[:, target].nonzero().flatten()
         if len(rows) == 0:
@@ -89,8 +89,8 @@ def all_targets(
         with torch.no_grad(), frozen(model):
             said = torch.cat([model(part).argmax(1) for part in z.split(500)])
         hit[rows, target] = said == target
-        l2[rows, target] = (z - x[rows]).flatten(1).norm(dim=1).cpu()
-    return Targeted(y.cpu(), counted.cpu(), hit.cpu(), l2, seconds)
+        l2[rows, target] = (z - x[rows]).flatten(1).norm(dim=1).to(l2)
+    return Targeted(y.cpu(), counted.cpu(), hit.cpu(), l2.cpu(), seconds)
 
 
 def aimed(attack: Any, target: int) -> Any:

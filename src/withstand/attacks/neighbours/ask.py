@@ -32,7 +32,8 @@ class ASK(Attack):
     or one for each layer. The official code's default is 0.1, its published run has 0.01, and 0.01 is much the stronger
     with cosines. None takes that, and for distances ("l2"), which have no scale of their own, 0.03 of the spread of the
     references (the root mean square of their distances from their mean). form: of the loss, "class", or "instance" as in
-    ASK-Def. kappa: weights of the layers; None weighs all alike. random_start: uniform in the set.
+    ASK-Def, but without the 1e-6 that is added to p_y there: where p_y is less, it would end the gradient. kappa: weights
+    of the layers; None weighs all alike. random_start: uniform in the set.
 
     Gradients come from the hidden layers, success from the vote.
 

@@ -16,9 +16,10 @@ from withstand.attacks.engine.queries import Queries
 from withstand.attacks.pgd import needs_fixed_set
 from withstand.attacks.retrieval.estimate import Estimate, nonzero, open_rows
 from withstand.attacks.retrieval.relevance import Gain, Lists, Relevance
-from withstand.attacks.retrieval.substitute import Prior, Substitute, loaded, prior_of
+from withstand.attacks.retrieval.substitute import Prior, Substitute, embedded, loaded, prior_of
 from withstand.errors import bad
 from withstand.models.retrieval import RetrievalTarget
+from withstand.models.state import frozen
 from withstand.registry import component
 from withstand.threats import Linf, ThreatField, per_row
 
@@ -38,13 +39,15 @@ class QAIR(Attack):
 
     Every question is inside the set, so that any of them may succeed; the result's cost counts all of them, the clean one
     included, and never exceeds `queries`. L is piecewise constant: `zero_differences` [N] in the result's notes is the share
-    of directions that changed nothing, `values` [N, queries] minus the lowest L known after each question.
+    of directions that changed nothing (NaN where none was asked for), `values` [N, queries] minus the lowest L
+    known after each question.
 
     substitute: an embedding of images (a module, `artefact:DIR` of the recipe `steal`, or what `load_model` reads); None
     estimates from random directions alone (RGF). images: what the engine's items look like, where the engine does not show
     them: a function or mapping of ids, or an address or path with {id} in it. first: whether to begin with steps along the
     prior alone; False is P-RGF. q: directions of an estimate; 0 follows the prior to its end whatever L does (transfer).
-    sigma: length of a probe, as a share of the length eps * sqrt(D) of a sign step. step: as a share of eps. lam: the weight
+    sigma: length of a probe, as a share of the length eps * sqrt(D) of a sign step (so that
+    it suits images of any size). step: as a share of eps. lam: the weight
     of the prior, from 0 (none) to 1 (v itself, unasked), or "auto": the optimum of P-RGF from 1 + 3 further questions.
     gain: of the ranks, see `relevance`.
 
@@ -92,6 +95,9 @@ class QAIR(Attack):
         engine = model if hasattr(model, "task") else RetrievalTarget(model)
         if self.substitute is not None:
             engine.view([], x, self.images)  # refused before the first question
+            module = loaded(self.substitute)
+            with torch.no_grad(), frozen(module):
+                embedded(module, x[:1].to(next(module.parameters(), x).device))
         return super().run(Lists(engine), x, None, **context)
 
     def search(self, p: Problem) -> Tensor:
@@ -116,7 +122,7 @@ class QAIR(Attack):
             i = (open_rows(p, q, 1) & (moved | ~trusts)).nonzero().flatten()
             now[i] = q.ask(new[i], i)[1].to(now)
             holds = (now >= value) | (self.q == 0)
-            taken = holds | ~(trusts | blind)  # a step that only the prior, or chance, speaks for is taken back
+            taken = holds | ~(trusts | blind)  # where L rises, steps of the trusted prior and of chance are undone
             z, value = torch.where(per_row(taken, z), new, z), torch.where(taken, now, value)
             end[p.alive] = z
             trusts = trusts & moved & holds
@@ -124,7 +130,7 @@ class QAIR(Attack):
             stay = open_rows(p, q, 1) & (moved | (self.q > 0))
             z, value, trusts, sigma = p.keep_only(stay, z, value, trusts, sigma)
             turn += 1
-        p.notes["zero_differences"] = estimate.silent / estimate.asked.clamp_min(1)
+        p.notes["zero_differences"] = estimate.silent / estimate.asked  # 0 / 0: NaN
         return end
 
     def _prior(self, p: Problem) -> Prior | None:

@@ -46,7 +46,8 @@ def overlap(clean: Tensor, now: Tensor, gain: Gain = "auto") -> Tensor:
 
 
 def relevance_loss(clean: Sequence[Item], now: Sequence[Item], gain: Gain = "auto") -> float:
-    """`overlap` of two ranked lists of ids, which may differ in length.
+    """`overlap` of two ranked lists of ids, which may differ in length: beyond the clean list's, ranks now weigh nothing,
+    except for "count", which counts an item wherever it is.
 
     >>> round(relevance_loss([0, 1, 2, 3, 4], [4, 3, 2, 1, 0]), 6)
     0.061865

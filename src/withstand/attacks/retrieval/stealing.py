@@ -7,6 +7,7 @@ the margin that grows with the gap in rank and the far negatives are choices of 
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from withstand.attacks.engine.needs import needs_positive, needs_whole
 from withstand.errors import bad
 from withstand.models.load import load_model
+from withstand.models.query_log import key_of
 from withstand.models.retrieval import Item, RetrievalTarget
 from withstand.models.state import frozen
 from withstand.protocols import Batch, Dataset, Update
@@ -41,13 +43,19 @@ class Lists:
     items: Tensor
     ids: list[Item]
 
+    @cached_property
+    def own(self) -> Tensor:
+        """The position of the item that each question shows, int64 [Q]; -1 where it is none."""
+        at = {key_of(image): i for i, image in enumerate(self.items.cpu().numpy())}
+        return torch.tensor([at.get(key_of(image), -1) for image in self.x.cpu().numpy()])
+
     def __deepcopy__(self, memo: Any) -> "Lists":
         return self  # nothing changes it, and it may be large
 
 
 def collect(engine: Any, seeds: Tensor, queries: int, images: Any = None) -> Lists:
     """Walk through a gallery list by list: ask with the seeds, then with the items that were returned, in their order, each
-    once, until the questions are spent or nothing new is returned.
+    once (images of the same pixels are one), until the questions are spent or nothing new is returned.
 
     engine: a retrieval target. seeds: [N, C, H, W] in [0, 1]. queries: how many images are asked. images: as for `view` of
     the engine. The questions depend on the answers alone, so that an engine with a log is asked nothing twice.
@@ -55,7 +63,17 @@ def collect(engine: Any, seeds: Tensor, queries: int, images: Any = None) -> Lis
     Raises: BadInput for items that cannot be seen; Unavailable where the engine fails.
     """
     engine.view([], seeds, images)
-    waiting, asked, found = list(seeds[:queries]), [], []
+    known: set[str] = set()
+
+    def new_images(images: Tensor) -> list[Tensor]:
+        fresh = []
+        for image in images:
+            if (key := key_of(image.cpu().numpy())) not in known:
+                known.add(key)
+                fresh.append(image)
+        return fresh
+
+    waiting, asked, found = new_images(seeds)[:queries], [], []
     at: dict[Item, int] = {}
     items: list[Tensor] = []
     while waiting and len(asked) < queries:
@@ -64,21 +82,27 @@ def collect(engine: Any, seeds: Tensor, queries: int, images: Any = None) -> Lis
         new = list(dict.fromkeys(item for line in lists for item in line if item not in at))
         at |= {item: len(at) + i for i, item in enumerate(new)}
         seen = list(engine.view(new, seeds, images))
-        items, waiting = items + seen, waiting + seen
+        items, waiting = items + seen, waiting + (new_images(torch.stack(seen)) if seen else [])
         asked, found = asked + now, found + [[at[item] for item in line] for line in lists]
     return Lists(torch.stack(asked), torch.tensor(found), torch.stack(items), list(at))
 
 
 def overlap_at(substitute: nn.Module, lists: Lists, rows: Tensor | None = None) -> float:
     """The share of the engine's lists that a substitute returns as well, when it ranks all known items; `rows` int64
-    selects the questions."""
+    selects the questions. A question that shows an item does not count that item, which any embedding finds."""
     rows = torch.arange(len(lists.x)) if rows is None else rows
     place = next(substitute.parameters(), lists.x)
     with torch.no_grad(), frozen(substitute):
         items = torch.cat([_unit(substitute, part.to(place.device)) for part in lists.items.split(_EMBEDDED)])
         asked = torch.cat([_unit(substitute, part.to(place.device)) for part in lists.x[rows].split(_EMBEDDED)])
-        ranked = (asked @ items.T).topk(lists.found.shape[1], dim=1).indices.cpu()
-    return float((ranked[:, :, None] == lists.found[rows][:, None, :]).any(2).float().mean())
+        similar = (asked @ items.T).cpu()
+    found, own = lists.found[rows], lists.own[rows, None]
+    similar[torch.arange(len(items)) == own] = -torch.inf
+    ranked = similar.topk(found.shape[1], dim=1).indices
+    ranked[(found == own).any(1), -1] = -1  # as many as the engine returned beside the item itself
+    counted = found != own
+    shared = (found[:, :, None] == ranked[:, None, :]).any(2) & counted
+    return float(shared.sum() / counted.sum().clamp_min(1))
 
 
 def rank_loss(
@@ -192,7 +216,7 @@ class Steal(Recipe):
         rows = learned[torch.randint(len(learned), (min(self.batch, len(learned)),), generator=drawn)]
         found = lists.found[rows]
         far = torch.randint(len(lists.items), (len(rows), self.far), generator=drawn)
-        strange = ~(far[:, :, None] == found[:, None, :]).any(2)
+        strange = ~(far[:, :, None] == found[:, None, :]).any(2) & (far != lists.own[rows, None])
         items, at = torch.cat([found, far], 1).unique(return_inverse=True)
         f = _unit(system.model, torch.cat([lists.x[rows], lists.items[items]]).to(place))
         query, ranked = f[: len(rows)], f[len(rows) :][at.to(place)]

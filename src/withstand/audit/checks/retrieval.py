@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
+import torch
 
 from withstand.attacks.engine import Attack
 from withstand.attacks.retrieval.substitute import stealing_cost
@@ -32,7 +33,8 @@ class Retrieval(Check):
     """How often, and with how many questions, an engine can be made to return other items altogether.
 
     An attack succeeds where no item of the clean list is in the list of the changed image. Every question counts, the clean
-    one included; those that a given substitute was stolen with are reported apart.
+    one included; those that a given substitute was stolen with are reported apart, and once spread over the images:
+    (questions of the attack, failures at the budget, + questions of stealing) / images.
 
     threat: what the adversary may do. attack: None takes QAIR, with the substitute that is given (`--given
     substitute=artefact:DIR`), or without one.
@@ -65,7 +67,8 @@ class Retrieval(Check):
         self, target: Target, shard: Batch, given: Mapping[str, Any], artefact: Any, ctx: Context
     ) -> Iterable[Row]:
         """{"attack", "threat", "eps"}: outcome, value = questions until success (missing: no success), distance = of the
-        point found, cost = questions spent; {"of": "zero differences"}: value = share of directions that changed nothing;
+        point found, cost = questions spent; {"of": "zero differences"}: value = share of directions that changed nothing
+        (missing: none was asked for);
         {"of": "substitute"}: value = questions that it was stolen with."""
         assert shard.ids is not None
         attack: Any = self.chosen
@@ -74,12 +77,12 @@ class Retrieval(Check):
         result = run_attack(attack, target, shard.x, None, shard.ids, ctx)
         if (stolen := stealing_cost(getattr(attack, "substitute", None))) is not None:
             yield Row("model", 0, _STOLEN, None, stolen)
-        silent = result.notes.get("zero_differences", result.distance * 0)
+        silent = result.notes.get("zero_differences", result.distance * torch.nan)
         condition = condition_of(attack, self.threat)
         columns = (shard.ids, result.success, result.cost_at_success, result.distance, result.forwards, silent)
         for id_, won, asked, distance, spent, share in zip(*(c.tolist() for c in columns)):
             yield Row("image", id_, condition, not won, asked if won else None, distance=distance, cost=spent)
-            yield Row("image", id_, _SILENT, None, share)
+            yield Row("image", id_, _SILENT, None, None if np.isnan(share) else share)
 
     def reduce(self, rows: Table, others: Mapping[str, Table], ctx: Context) -> Findings:
         attack = self.chosen
@@ -107,11 +110,20 @@ class Retrieval(Check):
         if len(stolen):
             spent = float(stolen[0])
             found.metrics.append(Metric("stealing_queries", spent, spent, spent, "exact", n, "queries", ""))
+            low, high = bootstrap(capped + spent / n)
+            value = float(capped.mean()) + spent / n
+            found.metrics.append(
+                Metric("amortised_queries", value, low, high, "bootstrap", n, "queries", "higher", named)
+            )
         silent = rows.where(**_SILENT).value
-        low, high = bootstrap(silent)
-        found.metrics.append(
-            Metric("zero_differences", float(silent.mean()), low, high, "bootstrap", n, "share", "", named)
-        )
+        silent = silent[np.isfinite(silent)]
+        if len(silent):
+            low, high = bootstrap(silent)
+            found.metrics.append(
+                Metric(
+                    "zero_differences", float(silent.mean()), low, high, "bootstrap", len(silent), "share", "", named
+                )
+            )
         said = threat_text(condition["threat"], condition["eps"])
         apart = f", and {int(stolen[0])} that the substitute was stolen with" if len(stolen) else ""
         caption = (
