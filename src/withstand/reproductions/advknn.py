@@ -6,12 +6,8 @@ What counts is what the real votes say of the last iterate, as in the official c
 stay so. The arm "kl_only" attacks by the divergence alone, which the block keeps small at the clean point.
 
 Consistency learning does not help here: with few references the votes are less sure than the block, and to move away from
-their shares is then to become surer of their class. The same blocks without the divergence in the attack broke more (tried
-on one seed).
-
-The paper's table has three data sets; the claims follow what holds of most. In its row of Fashion-MNIST, of BIM on kNN, the
-network's own gradients leave the least (5.82; 9.66 through a block, 7.54 with consistency learning), so that there the claim
-is our expectation. So are the claims on blocks, from a trial of our own: the paper's training of them was not released.
+their shares is then to become surer of their class. 75 of 1,000 references vote, where 75 of 60,000 do in the paper; with
+10 of 3,000 (one seed, 120 images, tried by hand) it left 10 % under BIM, where the block without it left 2.5 %.
 """
 
 from collections.abc import Callable
