@@ -53,6 +53,14 @@ def test_without_an_attack_that_is_said():
     )
 
 
+def test_a_vote_is_judged_by_the_worst_attack_from_inside_or_outside():
+    outside = robust(0.53, "black_box_accuracy", queries=200)
+    rows = [accuracy("knn_accuracy", 0.9, attack="clean"), robust(0.1, "knn_accuracy", attack="worst")]
+    assert "but on 10 % once each pixel may change by 8/255: someone" in said(CLEAN, *rows, outside)
+    better = [rows[0], robust(0.7, "knn_accuracy", attack="worst")]
+    assert "on 53 % once" in said(CLEAN, *better, outside)
+
+
 def test_corruptions_are_told():
     assert "on 70 % of blurred, noisy" in said(CLEAN, accuracy("corruption_accuracy", 0.7), robust(0.3))
 

@@ -46,7 +46,9 @@ def _of_lists(metric: Metric) -> str:
 def _worst(card: Scorecard, model: str) -> Metric | None:
     """The lowest accuracy under attack; where that is none, at the smallest radius at which it is."""
     found = [m for _, m in card.metrics("robust_accuracy", model)]
-    found = found or [m for _, m in card.metrics("black_box_accuracy", model)]
+    if not found:
+        inside = card.metrics("knn_accuracy", model, attack="worst")
+        found = [m for _, m in (*inside, *card.metrics("black_box_accuracy", model))]
     if not found:
         return None
     worst = min(found, key=lambda m: m.value)
