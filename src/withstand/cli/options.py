@@ -24,9 +24,14 @@ Weights = Annotated[str | None, typer.Option(metavar="FILE", help="Begin with th
 Mean = Annotated[str | None, typer.Option(help="Per channel of [0, 1], 0.485,0.456,0.406; or imagenet.")]
 Std = Annotated[str | None, typer.Option(help="Likewise.")]
 Classes = Annotated[int | None, typer.Option(min=1, help="Number of classes; default those of the data.")]
-Root = Annotated[Path | None, typer.Option(help="Folder of the named data sets; default $WITHSTAND_DATA.")]
-Download = Annotated[bool, typer.Option("--download", help="Fetch a public data set that is missing.")]
+Root = Annotated[
+    Path | None, typer.Option(help="Folder of the named data sets; default $WITHSTAND_DATA, else a cache at home.")
+]
+Download = Annotated[
+    bool, typer.Option("--download", help="Fetch a public data set that is missing (needs the internet).")
+]
 LearnedSplit = Annotated[str, typer.Option(help="The part of the data to learn from.")]
+JudgedSplit = Annotated[str, typer.Option(help="The part of the data: test or train.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Use so many examples only, of each class its share.")]
 Size = Annotated[int | None, typer.Option(min=1, help="Side in pixels that images are brought to.")]
 Channels = Annotated[int | None, typer.Option(help="1 or 3, to change between grey and RGB.")]
@@ -44,3 +49,6 @@ Nodes = Annotated[int, typer.Option(min=1, help="Machines.")]
 Precision = Annotated[str, typer.Option(help="32-true, bf16-mixed or 16-mixed.")]
 Loggers = Annotated[list[str] | None, typer.Option(help="tensorboard or mlflow, beside history.csv; repeatable.")]
 AllowPickle = Annotated[bool, typer.Option("--allow-pickle", help="Load pickled weights: this runs their code.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; default the best at hand.")]
+Block = Annotated[int | None, typer.Option(min=1, help="Examples per pass; default by the device.")]
+Engine = Annotated[str, typer.Option(help="local, or ray for the workers of a cluster.")]

@@ -30,26 +30,22 @@ def run(
     weights: Annotated[
         list[str] | None, typer.Option(help="Weights: NAME=FILE, or a file for each model in order.")
     ] = None,
-    mean: Annotated[str | None, typer.Option(help="Per channel of [0, 1], 0.485,0.456,0.406; or imagenet.")] = None,
-    std: Annotated[str | None, typer.Option(help="Likewise.")] = None,
+    mean: o.Mean = None,
+    std: o.Std = None,
     classes: Annotated[
         int | None, typer.Option(min=1, help="Number of classes, for architectures that are built for any.")
     ] = None,
-    root: Annotated[
-        Path | None, typer.Option(help="Folder of the named data sets; default $WITHSTAND_DATA, else a cache at home.")
-    ] = None,
-    split: Annotated[str, typer.Option(help="The part of the data: test or train.")] = "test",
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="Use so many examples only, of each class its share.")
-    ] = None,
-    size: Annotated[int | None, typer.Option(min=1, help="Side in pixels that images are brought to.")] = None,
-    channels: Annotated[int | None, typer.Option(help="1 or 3, to change between grey and RGB.")] = None,
+    root: o.Root = None,
+    split: o.JudgedSplit = "test",
+    limit: o.Limit = None,
+    size: o.Size = None,
+    channels: o.Channels = None,
     series: o.Series = None,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each attack.")] = 1,
-    seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; default the best at hand.")] = None,
-    block: Annotated[int | None, typer.Option(min=1, help="Examples per pass; default by the device.")] = None,
-    engine: Annotated[str, typer.Option(help="local, or ray for the workers of a cluster.")] = "local",
+    seed: o.Seed = 0,
+    device: o.Device = None,
+    block: o.Block = None,
+    engine: o.Engine = "local",
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over instead of continuing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the matrix as JSON instead of Markdown.")] = False,
     allow_pickle: Annotated[
