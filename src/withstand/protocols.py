@@ -162,6 +162,9 @@ class Objective(Protocol):
     reads: what it needs of a pass ("logits", "input", or names of submodules whose output it reads; ">name" reads what
     goes into one).
     coupled: True where the value of one row depends on others (MDProp's permuted targets): no row may leave the batch.
+    criterion: a `Criterion`, what counts as success by default; None where there is no such goal (embeddings).
+    classifies: False where the model's outputs are no logits, so that labels may be of any range; without labels y is -1
+    then (embeddings).
     begin: runs once on the clean pass, detached; returns named tensors of length N (targets, references, clean logits).
     Must carry: soft-kNN references (ASK), relevance of a returned list (QAIR), targets in feature space (MDProp),
     class-conditional domain losses (FAAT), uniformly drawn target classes (PyramidAT, from `rows`).
