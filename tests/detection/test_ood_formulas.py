@@ -411,7 +411,7 @@ def test_bats_on_networks_of_timm(name):
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=3).eval()
     x = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    bank = Bank(as_target(model), [Energy(), BATS(lam=1e6), BATS(lam=0.1)])
+    bank = Bank(as_target(model), [Energy(), BATS(lam=1e6), BATS(lam=0.0)])
     scores = bank.score(x, bank.fit([x]))
     assert torch.equal(scores["energy"], scores["energy+bats"])
     assert not torch.equal(scores["energy"], scores["energy+bats-2"])
