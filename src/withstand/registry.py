@@ -46,7 +46,6 @@ KINDS = (
     "sampler",
     "loss",
     "trainer",
-    "hashing_loss",
 )
 _ENTRY_POINTS = {kind: f"withstand.{kind}s" for kind in ("attack", "recipe", "detector", "check", "indicator")}
 _PACKAGE = Path(__file__).parent

@@ -78,6 +78,7 @@ class Codes:
 
     coupled = False
     criterion = None
+    classifies = False
 
     def __init__(self, model: Any, alpha: float | None = None) -> None:
         found = hasher_in(model)
