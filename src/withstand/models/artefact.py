@@ -68,13 +68,15 @@ def load(folder: str, name: str | None = None) -> Target:
         spec, weights = held["spec"], path.parent / held["weights"]
     given = {key: held.get(key) for key in ("mean", "std", "classes", "outputs")} | held.get("options", {})
     name = name or held.get("name")
-    if held.get("wraps"):
+    if held.get("wraps") or held.get("within"):
         fresh: dict[str, Any] = {"pretrained": False} if spec.startswith(("timm:", "torchvision:", "zoo:")) else {}
         base = load_model(spec, name=name, **given, **fresh)
         assert isinstance(base, TorchTarget)
         module, space = _deployed(held, weights, base.module, base.space)
         task = held.get("task", "classification")
         target: Target = TorchTarget(module, base.name, space, task, notes=base.notes)
+        if base.built_by is not None:  # what is trained further stands in what was built around the architecture
+            target.built_by = {**base.built_by, "within": _recipes(held), "shape": held.get("shape"), "task": task}
     else:
         target = load_model(spec, weights, name=name, **given)
         if "knn" in held:
@@ -122,14 +124,21 @@ def _damaged(path: Path) -> Iterator[None]:
 
 
 def _deployed(held: dict[str, Any], weights: Path, base: nn.Module | None, space: Space) -> tuple[nn.Module, Space]:
-    """The recipe that trained it builds what it ships; then the weights are loaded."""
+    """The recipes that trained it build what they ship, one around the other; then the weights are loaded."""
     try:
-        recipe = parse(held["wraps"], "recipe")
+        recipes = [parse(text, "recipe") for text in _recipes(held)]
     except errors.BadInput as error:
         mend = "Import the module that registers the recipe first (on the command line: give the model as file.py:factory)."
         raise errors.BadInput(f"model: the recipe of {weights.parent / FILE} cannot be built: {error} {mend}") from None
     space = replace(space, shape=held.get("shape") and tuple(held["shape"]), classes=held.get("classes"))
     with torch.random.fork_rng(devices=[]):  # weights are drawn, and then replaced
-        module = recipe.deploy(base, space)
-    load_weights(module, read_weights(weights), f"weights {weights}")
-    return module.eval(), space
+        for recipe in recipes:
+            base = recipe.deploy(base, space)
+    assert base is not None
+    load_weights(base, read_weights(weights), f"weights {weights}")
+    return base.eval(), space
+
+
+def _recipes(held: dict[str, Any]) -> list[str]:
+    """The recipes by which a model was trained that build something around the one before, the first one first."""
+    return [*held.get("within", []), *filter(None, [held.get("wraps")])]

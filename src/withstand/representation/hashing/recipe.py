@@ -135,7 +135,7 @@ def left_out(codes: Tensor, base: Database) -> float:
     """MAP of queries that are the items of a database themselves, in the same order, each without itself."""
     relevant = (base.labels @ base.labels.T > 0).double().fill_diagonal_(0)
     far = (codes.shape[1] - codes @ base.codes.T).fill_diagonal_(float("inf"))
-    ranked = relevant.gather(1, far.argsort(1, stable=True))
+    ranked = relevant.gather(1, far.argsort(dim=1, stable=True))
     place = torch.arange(1, len(codes) + 1, device=codes.device)
     return float(((ranked.cumsum(1) / place * ranked).sum(1) / ranked.sum(1).clamp_min(1)).mean())
 
