@@ -59,14 +59,16 @@ def test_columns_of_a_zip_become_classes(tmp_path) -> None:
     assert source.classes == ("cat", "dog")
     assert source.labels is not None
     assert source.labels.tolist() == [[1, 0], [1, 1]]
-    path = write(tmp_path / "y.zip", {"labels.csv": rows.replace("1,1", "1,2").encode(), "a.jpg": jpeg(), "b.jpg": jpeg()})
+    path = write(
+        tmp_path / "y.zip", {"labels.csv": rows.replace("1,1", "1,2").encode(), "a.jpg": jpeg(), "b.jpg": jpeg()}
+    )
     with pytest.raises(BadInput, match="0 or 1"):
         zip_source(path, "all", "cat,dog", None, None)
 
 
 def test_a_classifier_refuses_them_and_says_what_they_are_for() -> None:
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(25, 3))
-    with pytest.raises(BadInput, match="several to an image.*hashing"):
+    with pytest.raises(BadInput, match=r"several to an image.*hashing"):
         check_compatible(as_target(model), small())
 
 

@@ -10,9 +10,9 @@ class Entry(NamedTuple):
     """One data set.
 
     compact: split -> file under the root (one part only: "all"). label: the array or column of that file that holds the
-    labels; several columns, joined by commas, make a multi-label set. public: folder or file of the layout that torchvision reads and writes, with {split} where it differs.
-    torchvision: the class that can download it. size: side in pixels where the images come in many shapes. series: the
-    prefix of its arrays in an archive of time series. aliases: other names.
+    labels; several columns, joined by commas, make a multi-label set. public: folder or file of the layout that torchvision
+    reads and writes, with {split} where it differs. torchvision: the class that can download it. size: side in pixels where
+    the images come in many shapes. series: the prefix of its arrays in an archive of time series. aliases: other names.
     """
 
     name: str

@@ -69,8 +69,8 @@ def check_labels(
 def _check_multilabel(
     y: np.ndarray, n: int, classes: Sequence[str] | int | None, what: str
 ) -> tuple[np.ndarray, tuple[str, ...]]:
-    classes = y.shape[1] if classes is None else classes
-    names = tuple(map(str, range(classes) if isinstance(classes, int) else classes))
+    known = y.shape[1] if classes is None else classes
+    names = tuple(map(str, range(known) if isinstance(known, int) else known))
     if y.shape != (n, len(names)):
         raise bad(f"{what}: y", f"shape {list(y.shape)}", f"[{n}, {len(names)}], a row of yes and no for each image")
     return y.astype(np.uint8), names

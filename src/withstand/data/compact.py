@@ -89,7 +89,9 @@ def listed(
         raise bad(f"{what}: labels.csv: {label}", str(error), "whole numbers") from None
     if len(columns) > 1:
         if not np.isin(y, (0, 1)).all():
-            raise bad(f"{what}: labels.csv: {label}", f"the number {y[~np.isin(y, (0, 1))][0]}", "0 or 1 in each column")
+            raise bad(
+                f"{what}: labels.csv: {label}", f"the number {y[~np.isin(y, (0, 1))][0]}", "0 or 1 in each column"
+            )
         y, classes = y > 0, columns
     else:
         y = y[:, 0]

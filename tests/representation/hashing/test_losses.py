@@ -1,6 +1,7 @@
 """Each hashing loss against a slow loop over pairs and bits."""
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -37,7 +38,10 @@ def batch() -> tuple[Tensor, Tensor]:
 def pairs(u: Tensor, y: Tensor, bank: Any) -> list[tuple[float, float]]:
     """(u_i . U_j, s_ij) of all pairs, number by number."""
     return [
-        (sum(a * b for a, b in zip(v.tolist(), w.tolist())), float(any(a and b for a, b in zip(p.tolist(), q.tolist()))))
+        (
+            sum(a * b for a, b in zip(v.tolist(), w.tolist())),
+            float(any(a and b for a, b in zip(p.tolist(), q.tolist()))),
+        )
         for v, p in zip(u, y)
         for w, q in zip(bank.u, bank.y)
     ]
@@ -101,7 +105,9 @@ def test_csq_is_the_cross_entropy_of_bits(batch: tuple[Tensor, Tensor]) -> None:
             p = (v + 1) / 2
             terms.append(-math.log(p) if bit > 0 else -math.log(1 - p))
             rest.append((abs(v) - 1) ** 2)
-    assert float(loss(u, y, None, own)) == pytest.approx(sum(terms) / len(terms) + 0.5 * sum(rest) / len(rest), rel=1e-5)
+    assert float(loss(u, y, None, own)) == pytest.approx(
+        sum(terms) / len(terms) + 0.5 * sum(rest) / len(rest), rel=1e-5
+    )
 
 
 def test_greedyhash_classifies_signs_and_passes_the_gradient_through(batch: tuple[Tensor, Tensor]) -> None:
@@ -136,7 +142,7 @@ def test_coordinate_descent_never_raises_its_cost_and_ends_where_no_bit_helps() 
         return float(mu * (held.y - b @ w).square().sum() + nu * w.square().sum() + eta * (b - held.u).square().sum())
 
     before = [cost(*coordinate_descent(held.b, held.u, held.y, mu, nu, eta, n)) for n in range(1, 6)]
-    assert all(b <= a + 1e-4 for a, b in zip(before, before[1:]))
+    assert all(b <= a + 1e-4 for a, b in pairwise(before))
     b, w = coordinate_descent(held.b, held.u, held.y, mu, nu, eta, 20)
     last = (b, w)
     for k in range(K):
@@ -163,7 +169,9 @@ def test_other_numbers_of_bits_need_random_centres() -> None:
     assert torch.equal(made, CSQ(random_centres=True).parts(12, 6, ROWS).centres)
 
 
-@pytest.mark.parametrize("text", ["dpsh(eta=-1.0)", "hashnet(alpha=0.0)", "dch(gamma=0.0)", "csq(weight=-1.0)", "dsdh(rounds=0)"])
+@pytest.mark.parametrize(
+    "text", ["dpsh(eta=-1.0)", "hashnet(alpha=0.0)", "dch(gamma=0.0)", "csq(weight=-1.0)", "dsdh(rounds=0)"]
+)
 def test_settings_that_make_no_loss_are_refused(text: str) -> None:
     with pytest.raises(BadInput):
         parse(text, "loss")

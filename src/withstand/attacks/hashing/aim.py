@@ -30,6 +30,8 @@ class HashingAttack(Attack):
     rankings. Points are compared by the bits that they move, then by the real outputs.
     """
 
+    task = "hashing"
+    """What the attacked model must do."""
     labelled = True
     """Whether the queries' labels are needed."""
     anneals = False
@@ -44,7 +46,9 @@ class HashingAttack(Attack):
     def run(self, model: Any, x: Tensor, y: Tensor | None = None, **context: Any) -> AttackResult:
         """See `Attack.run`; y: class indices [N], or 0/1 [N, C]. Raises: BadInput for queries without labels as well."""
         if y is None and self.labelled:
-            raise bad("y", "none", "the queries' labels, which the attack is guided by", "Or take hag, which needs none.")
+            raise bad(
+                "y", "none", "the queries' labels, which the attack is guided by", "Or take hag, which needs none."
+            )
         if y is not None and isinstance(x, Tensor) and len(y) == len(x):
             y = as_labels(y)
         elif y is None and isinstance(x, Tensor):
@@ -90,7 +94,9 @@ class Codes:
         """Refuses what is no hashing model."""
         if bool((clean.logits.abs() > 1).any()):
             got = f"outputs up to {float(clean.logits.abs().max()):.3g}"
-            raise bad("model", got, "a hashing model, whose outputs lie in [-1, 1]", "withstand harden --recipe hashing")
+            raise bad(
+                "model", got, "a hashing model, whose outputs lie in [-1, 1]", "withstand harden --recipe hashing"
+            )
         return {}
 
     def soft(self, seen: Seen) -> Tensor:
@@ -118,7 +124,9 @@ class CodeProduct(Codes):
         super().begin(clean, y, rows)
         code = self.code(y, rows).to(clean.logits)
         if code.shape != clean.logits.shape:
-            raise bad("database", f"codes of {code.shape[1]} bits", f"{clean.logits.shape[1]} bits, as the model returns")
+            raise bad(
+                "database", f"codes of {code.shape[1]} bits", f"{clean.logits.shape[1]} bits, as the model returns"
+            )
         return {"code": code}
 
     def __call__(self, seen: Seen, y: Tensor, state: State) -> Tensor:
@@ -130,5 +138,3 @@ def counted(smooth: Tensor, u: Tensor, code: Tensor) -> Tensor:
     u = u.detach()
     number = ((sign(u) + u / (4 * u.shape[1])) * code).mean(1)
     return smooth - smooth.detach() + number
-
-

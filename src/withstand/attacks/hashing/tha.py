@@ -149,12 +149,14 @@ class THA(Targeted):
         if self.prototypes is None:
             mend = "Fit one: withstand fit-attack 'prototypes(bits=32)' artefact:HASHING --data DATA --out DIR"
             raise bad("prototypes", "none", '"artefact:FOLDER", a module, or what fit_attack returned', mend)
-        net = load_fitted(self.prototypes, "prototypes")
+        net: Any = load_fitted(self.prototypes, "prototypes")
 
         def prototype(wanted: Tensor, rows: Rows) -> Tensor:
             y = as_labels(wanted, "target", net.classes)
             if y.shape[1] != net.classes:
-                raise bad("prototypes", f"a network of {net.classes} classes", f"one of {y.shape[1]}, as the labels are")
+                raise bad(
+                    "prototypes", f"a network of {net.classes} classes", f"one of {y.shape[1]}, as the labels are"
+                )
             with torch.no_grad():
                 return sign(copy.deepcopy(net).to(y)(y))
 

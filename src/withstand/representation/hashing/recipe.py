@@ -23,6 +23,7 @@ from withstand.representation.hashing.losses import CSQ, LossField
 from withstand.training.recipe import Recipe, Step, System
 
 BITS = 32
+_CSQ = CSQ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +34,7 @@ class HashingRecipe(Recipe):
     goes on learning as it is; bits=None takes its own (32 of a classifier).
     """
 
-    loss: LossField = CSQ()  # type: ignore[assignment]
+    loss: LossField = _CSQ  # type: ignore[assignment]
     bits: int | None = None
 
     task: ClassVar[str] = "hashing"
