@@ -1,0 +1,1 @@
+"""Representations: their measures, and the recipes that learn them."""
