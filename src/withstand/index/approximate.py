@@ -37,7 +37,7 @@ class HNSW:
         graph = _faiss().IndexHNSWFlat(vectors.shape[1], _LINKS, _faiss().METRIC_INNER_PRODUCT)
         graph.hnsw.efConstruction = _BUILT
         graph.add(_unit("vectors", vectors))
-        self._graph = graph
+        self._graph, self._owner = graph, graph
 
     def __len__(self) -> int:
         return self._graph.ntotal

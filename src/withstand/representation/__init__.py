@@ -1,1 +1,1 @@
-"""Representations: their measures, and the recipes that learn them."""
+"""Representations: metric learning, deep hashing, self- and semi-supervised learning, and how they are measured."""
