@@ -67,6 +67,7 @@ def build(encoder: Encodes, data: Dataset, kind: Kind | None = None) -> "Collect
     photos = getattr(getattr(data, "source", None), "photos", None)
     files = () if photos is None else tuple(str(photos[i]) for i in ids.tolist())
     origin = {"encoder": encoder.name, "data": data.name, "examples": len(data), "data_fingerprint": data.fingerprint()}
+    origin["shape"] = list(data.space.shape or ())
     return Collection(kind or suited[0], index, ids, labels, tuple(data.classes), files, encoder.fingerprint(), origin)
 
 
