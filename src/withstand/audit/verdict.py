@@ -51,7 +51,9 @@ def _of_searches(card: Scorecard, model: str) -> str:
             continue
         thing = "image" if len(card.data.get("shape") or ()) == 3 else "input"
         said = does.format(_share(clean[0]), thing)
-        collapsed = any(f.name == "collapsed" for r in card.results if r.model == model for f in r.flags)
+        collapsed = any(
+            (f.name, f.level) == ("collapsed", "fail") for r in card.results if r.model == model for f in r.flags
+        )
         if collapsed:
             return f"{said}: its outputs are all the same, so that nothing can be found and nothing attacked."
         attacked = [m for m in found if "attack" in m.condition]
@@ -63,7 +65,7 @@ def _of_searches(card: Scorecard, model: str) -> str:
         said += f" {'' if name == 'map' else 'for '}{_share(worst)} once {_may_change(worst, thing + 's')} in the query"
         flags = [f for r in card.results if r.model == model for f in r.flags if f.level == "fail"]
         if flags:
-            return f"{said}; that last number cannot be trusted, since the {flags[0].name}."
+            return f"{said}; that last number cannot be trusted ({flags[0].name})."
         return f"{said}: {_advice(left, ordinary)}."
     return ""
 

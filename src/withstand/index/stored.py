@@ -47,8 +47,9 @@ def build(encoder: Encodes, data: Dataset, kind: Kind | None = None) -> "Collect
     """Encode a data set and make it searchable.
 
     >>> import withstand as ws
-    >>> shelf = build(ws.models.Encoder("zoo:digits_cnn"), ws.load_data("digits", split="train"))
-    >>> shelf.query(ws.models.Encoder("zoo:digits_cnn"), torch.rand(1, 1, 8, 8), k=1)[0][0].label in shelf.classes
+    >>> encoder = ws.models.Encoder(ws.load_model("zoo:digits_cnn", pretrained=False))
+    >>> shelf = build(encoder, ws.load_data("digits", split="train"))
+    >>> shelf.query(encoder, torch.rand(1, 1, 8, 8), k=1)[0][0].label in shelf.classes
     True
 
     kind: "flat", exact among vectors; "hnsw", nearly so and faster among many; "binary", exact among codes. None: "flat"

@@ -19,7 +19,7 @@ _BLOCK = 256
 class Encoder:
     """Images [N, C, H, W] to unit vectors float32 [N, D], or to codes of -1 and +1, float32 [N, K].
 
-    >>> encode = Encoder("zoo:digits_cnn")
+    >>> encode = Encoder(load_model("zoo:digits_cnn", pretrained=False))
     >>> encode(torch.rand(2, 1, 8, 8)).shape
     torch.Size([2, 128])
 

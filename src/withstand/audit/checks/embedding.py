@@ -140,7 +140,7 @@ class _Search(Check):
                 value, n = float(rows.where(measure=name, items=said["items"]).value[0]), int(said["items"])
                 unit = "codes" if name == "distinct_codes" else ""
                 better: Any = _BETTER.get(name, "")
-                found.metrics.append(Metric(name, value, value, value, "exact", n, unit, better))
+                found.metrics.append(Metric(name, value, None, None, "exact", n, unit, better))
                 found.flags += _collapsed(name, value, n)
                 continue
             mine = rows.where(measure=name, **said)
@@ -165,7 +165,7 @@ class _Search(Check):
                 }
                 for which in ("clean", attack)
             ]
-            labels = [_LABELS.get(n, n.replace("_at_", "@").replace("map", "MAP").replace("_", " ")) for n in names]
+            labels = [_LABELS.get(n, title(n)) for n in names]
             caption = f"What searches find, clean and once {attack} has changed the query ({said}). 95 % intervals."
             data = {"labels": labels, "y_label": "mean over the queries", "series": series}
             found.figures.append(Figure("bars", f"Search under {attack}, {said}", data, caption))
@@ -173,10 +173,8 @@ class _Search(Check):
         if lists := lists_figure(ctx, condition, f"Queries and what is found, {attack}, {said}", bits):
             found.figures.append(lists)
         shift = drawn.get(attack, {}).get("shift")
-        if shift is not None and shift.value < 1e-6:
-            advice = "Read its numbers as those of no attack; look for outputs without a gradient, or give more steps."
-            explanation = f"{attack} changed the inputs and moved none of the outputs."
-            found.flags.append(Flag("attack moves nothing", "fail", explanation, advice, {"shift": shift.value}))
+        if shift is not None:
+            found.flags.append(_effect(attack, shift.value))
         return found
 
 
@@ -270,14 +268,24 @@ def _shift(clean: Tensor, attacked: Tensor, codes: bool) -> Tensor:
     return (1 - (clean.double() * attacked.double()).sum(1)).clamp(0, 2)
 
 
+def _effect(attack: str, shift: float) -> Flag:
+    """Whether the attack moves the outputs at all."""
+    name, evidence = "attack without effect", {"shift": shift}
+    if shift >= 1e-6:
+        return Flag(name, "pass", f"{attack} moves the outputs, by {shift:.3g} in the mean.", "", evidence)
+    advice = "Read its numbers as those of no attack; look for outputs without a gradient, or give more steps."
+    return Flag(name, "fail", f"{attack} changed the inputs and moved none of the outputs.", advice, evidence)
+
+
 def _collapsed(name: str, value: float, n: int) -> list[Flag]:
-    if name == "distinct_codes" and value < 2:
-        said = f"All {n:,} items have the same code."
-    elif name == "mean_distance_of_items" and value < _COLLAPSED:
-        said = f"The mean cosine distance of the {n:,} items is {value:.2g}: to a search they are all the same."
+    """Whether all items are the same to a search."""
+    if name == "distinct_codes":
+        said, fails = f"The {n:,} items have {value:,.0f} different codes.", value < 2
+    elif name == "mean_distance_of_items":
+        said, fails = f"The mean cosine distance of the {n:,} items is {value:.2g}.", value < _COLLAPSED
     else:
         return []
     advice = (
         "A collapsed model withstands every attack and finds nothing: train it again, with another loss or weighting."
     )
-    return [Flag("collapsed", "fail", said, advice, {name: value})]
+    return [Flag("collapsed", "fail" if fails else "pass", said, advice if fails else "", {name: value})]
