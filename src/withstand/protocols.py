@@ -272,12 +272,15 @@ class Update:
 class Recipe(Protocol):
     """A training method; the trainer owns the loop, the recipe owns nothing that changes.
 
-    setup returns the system: a module with everything mutable (model, heads, discriminators, banks, buffers). optimizers
-    names the optimisers; `main` makes the one that the user chose. craft makes the batch that is learned from (attacks,
-    mixes, pseudo-labels), once a step, on the bare module. updates yields one or more Updates. finish takes the model out.
-    `withstand.training.Recipe` has the defaults. Must carry: GANs and discriminators (several updates), AugMax's own inner
-    search, MDProp's joint batch over norm branches, unlabelled batches (MaxMatch), cached hidden states (Kelp).
+    examples makes what is learned from of what is given (pseudo-labels). setup returns the system: a module with
+    everything mutable (model, heads, discriminators, banks, buffers). optimizers names the optimisers; `main` makes the
+    one that the user chose. craft makes the batch that is learned from (attacks, mixes, pseudo-labels), once a step, on
+    the bare module. updates yields one or more Updates. finish takes the model out. `withstand.training.Recipe` has the
+    defaults. Must carry: GANs and discriminators (several updates), AugMax's own inner search, MDProp's joint batch
+    over norm branches, unlabelled batches (MaxMatch), cached hidden states (Kelp).
     """
+
+    def examples(self, model: nn.Module, data: Dataset, seed: int) -> Dataset: ...
 
     def setup(self, model: nn.Module, data: Dataset, rows: Rows) -> nn.Module: ...
 

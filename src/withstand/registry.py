@@ -43,6 +43,8 @@ KINDS = (
     "schedule",
     "averaging",
     "augmentation",
+    "sampler",
+    "loss",
     "trainer",
     "metric_loss",
 )
