@@ -131,7 +131,7 @@ def test_multi_similarity_is_a_mean_over_the_anchors_that_are_kept():
 @pytest.mark.parametrize("seed", [0, 1])
 def test_proxy_anchor_is_its_double_loop(seed):
     e, module = unit(20, 6, seed), PML("proxy_anchor").build(9, 6, seed=seed).double()
-    assert float(module(e, RAGGED)) == pytest.approx(proxy_anchor(e, RAGGED, module.loss.proxies.detach()), abs=1e-10)
+    assert module(e, RAGGED).item() == pytest.approx(proxy_anchor(e, RAGGED, module.loss.proxies.detach()), abs=1e-10)
 
 
 def test_arcface_has_the_margin_of_half_a_radian_and_keeps_negative_cosines():
@@ -142,7 +142,7 @@ def test_arcface_has_the_margin_of_half_a_radian_and_keeps_negative_cosines():
     logits = 16 * (angle + margin * F.one_hot(y, 4)).cos()
     assert bool((angle[torch.arange(8), y] < math.pi - margin).all())
     assert bool((angle.cos() < 0).any())
-    assert float(module(e, y)) == pytest.approx(float(F.cross_entropy(logits, y)), abs=1e-6)
+    assert module(e, y).item() == pytest.approx(F.cross_entropy(logits, y).item(), abs=1e-6)
 
 
 @pytest.mark.parametrize("loss", ["multi_similarity", "triplet", "contrastive", "cbml_loss", "CircleLoss"])
