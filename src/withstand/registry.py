@@ -43,6 +43,8 @@ KINDS = (
     "schedule",
     "averaging",
     "augmentation",
+    "sampler",
+    "loss",
     "trainer",
 )
 _ENTRY_POINTS = {kind: f"withstand.{kind}s" for kind in ("attack", "recipe", "detector", "check", "indicator")}

@@ -39,7 +39,7 @@ def keep_model(folder: str | Path, target: Target, space: Space, name: str, weig
         return
     entry |= {"name": name, "weights": weights}
     if recipe is not None:
-        entry |= {"wraps": repr(recipe), "shape": space.shape}
+        entry |= {"wraps": repr(recipe), "shape": space.shape, "task": recipe.task}
     write_json(Path(folder) / FILE, entry)
 
 
@@ -73,7 +73,8 @@ def load(folder: str, name: str | None = None) -> Target:
         base = load_model(spec, name=name, **given, **fresh)
         assert isinstance(base, TorchTarget)
         module, space = _deployed(held, weights, base.module, base.space)
-        target: Target = TorchTarget(module, base.name, space, notes=base.notes)
+        task = held.get("task", "classification")
+        target: Target = TorchTarget(module, base.name, space, task, notes=base.notes)
     else:
         target = load_model(spec, weights, name=name, **given)
         if "knn" in held:
