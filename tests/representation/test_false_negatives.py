@@ -64,7 +64,9 @@ def test_the_schedule_grows_from_nothing_to_its_most():
     assert (jump(0.49), jump(0.5)) == (0.0, 0.1)
 
 
-@pytest.mark.parametrize("settings", [(1.0, 0.2, 0.6), (-0.1, 0.2, 0.6), (0.1, 0.7, 0.6), (0.1, -0.1, 0.6), (0.1, 0, 1.1)])
+@pytest.mark.parametrize(
+    "settings", [(1.0, 0.2, 0.6), (-0.1, 0.2, 0.6), (0.1, 0.7, 0.6), (0.1, -0.1, 0.6), (0.1, 0, 1.1)]
+)
 def test_a_schedule_out_of_range_is_refused(settings):
     with pytest.raises(BadInput):
         FalseNegativeSchedule(*settings)
