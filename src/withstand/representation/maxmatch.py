@@ -110,7 +110,7 @@ class FewLabels(Recipe):
             mend = "Give the trainer sampler='labelled_and_not(7)', and a batch with a labelled example per process."
             raise bad("batch", f"{int(known.sum())} labelled of {len(batch)} examples", "both kinds", mend)
         labelled = vary(batch.index(known), self.weak, step, "labelled", system.classes)
-        parts = [labelled, *self.views(batch.index(~known), step, system.classes)]
+        parts = [*labelled, *self.views(batch.index(~known), step, system.classes)]
         view = torch.cat([torch.full((len(part),), i, device=batch.x.device) for i, part in enumerate(parts)])
         whole = Batch.cat(parts)
         return replace(whole, extra={**whole.extra, "view": view})
@@ -157,9 +157,8 @@ class FixMatch(FewLabels):
         return 1, "max"
 
     def views(self, unlabelled: Batch, step: Step, classes: int) -> list[Batch]:
-        names = [f"strong {k}" for k in range(self.plan(step)[0])]
-        weak = vary(unlabelled, self.weak, step, "weak", classes)
-        return [weak, *(vary(unlabelled, self.strong, step, name, classes) for name in names)]
+        strong = vary(unlabelled, self.strong, step, "strong", classes, self.plan(step)[0])
+        return [*vary(unlabelled, self.weak, step, "weak", classes), *strong]
 
     def loss(self, system: Any, batch: Batch, step: Step) -> Tensor:
         labelled, *views = batch.extra["view"].bincount().tolist()
@@ -231,15 +230,16 @@ class MaxMatch(FixMatch):
         return int(chances.multinomial(1, generator=draw)) + 1, self.reduce
 
 
-def vary(batch: Batch, augmentations: Any, step: Step, name: str, classes: int) -> Batch:
-    """The batch augmented, with draws for its own name: by place in the batch instead of by example, since few labelled
-    examples come many times in an epoch and perhaps in a batch. Augmentations see no labels."""
-    ids = torch.arange(len(batch), device=batch.x.device) * step.world + step.rank
-    made = Batch(batch.x, None, batch.ids)
+def vary(batch: Batch, augmentations: Any, step: Step, name: str, classes: int, copies: int = 1) -> list[Batch]:
+    """Copies of the batch, each augmented by draws of its own: by place in the batch instead of by example, since few
+    labelled examples come many times in an epoch and perhaps in a batch. Augmentations see no labels."""
+    place = torch.arange(len(batch), device=batch.x.device) * step.world + step.rank
+    ids = torch.cat([place + (k << 32) for k in range(copies)])
+    made = Batch(torch.cat([batch.x] * copies), None, ids)
     for i, augmentation in enumerate(augmentations):
         seed = derive(step.seed, name, i, step.step)
         made = augmentation(made, replace(step, seed=seed, rows=Rows(seed, ids)), classes)
-    return replace(batch, x=made.x)
+    return [replace(batch, x=x) for x in made.x.chunk(copies)]
 
 
 def _check_tau(tau: float) -> None:
