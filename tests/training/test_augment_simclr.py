@@ -56,18 +56,15 @@ def test_all_frames_of_a_clip_get_the_same():
         assert torch.allclose(made[:, :, 0], done(augmentation, frame), atol=1e-5), text
 
 
-@pytest.mark.parametrize(
-    ("ours", "theirs"),
-    [
-        (simclr.brightness, V.adjust_brightness),
-        (simclr.contrast, V.adjust_contrast),
-        (simclr.saturation, V.adjust_saturation),
-    ],
-)
-def test_colours_are_those_of_torchvision(ours, theirs):
-    x, factors = images(), torch.tensor([0.0, 0.3, 0.9, 1.0, 1.4, 2.0])
-    expected = torch.stack([theirs(image, float(f)) for image, f in zip(x, factors)])
-    assert torch.allclose(ours(x, factors), expected, atol=1e-3)  # it rounds the weights of grey to four digits
+def test_jitter_turns_what_it_says_in_its_order():
+    x = images(300)
+    u = step(300).rows.uniform((5,), "colour jitter")
+    made = done(ColourJitter(0.3, 0.5, 0.7, 0.2, 0.8), x)
+    for i in range(20):
+        b, c, s = (float(1 + reach * (2 * u[i, k] - 1)) for k, reach in enumerate((0.3, 0.5, 0.7)))
+        image = V.adjust_saturation(V.adjust_contrast(V.adjust_brightness(x[i], b), c), s)
+        expected = V.adjust_hue(image, float(0.2 * (2 * u[i, 3] - 1))) if u[i, 4] < 0.8 else x[i]
+        assert torch.allclose(made[i], expected, atol=2e-3)  # torchvision rounds the weights of grey to four digits
 
 
 def test_hue_is_that_of_torchvision():

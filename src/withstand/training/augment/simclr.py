@@ -18,10 +18,9 @@ from withstand.errors import bad
 from withstand.protocols import Batch
 from withstand.random import Rows
 from withstand.registry import component
+from withstand.training.augment.photometric import brightness, colour, contrast, grey
 from withstand.training.recipe import Step
 
-GREY = (0.299, 0.587, 0.114)
-"""Weights of red, green and blue in a grey image (ITU-R 601)."""
 _TRIES = 10
 
 
@@ -110,38 +109,19 @@ class ColourJitter:
 
     def __call__(self, batch: Batch, step: Step, classes: int) -> Batch:
         x, u = batch.x, step.rows.uniform((5,), "colour jitter").to(batch.x.dtype)
-        factors = [(1 - v + 2 * v * u[:, i]).clamp_min(0) for i, v in enumerate(self._reaches)]
-        made = brightness(x, factors[0])
-        made = contrast(made, factors[1])
-        if x.shape[1] == 3:
-            made = saturation(made, factors[2])
-            if self.hue:
-                made = hue(made, self.hue * (2 * u[:, 3] - 1))
-        return replace(batch, x=torch.where(_each(u[:, 4] < self.p, x), made, x))
-
-    @property
-    def _reaches(self) -> tuple[float, float, float]:
-        return self.brightness, self.contrast, self.saturation
-
-
-def brightness(x: Tensor, factor: Tensor) -> Tensor:
-    """x times factor [N], clipped to [0, 1]."""
-    return (x * _each(factor, x)).clamp(0, 1)
-
-
-def contrast(x: Tensor, factor: Tensor) -> Tensor:
-    """x blended with the mean of its grey image (of each frame): factor 0 is plain grey, 1 is x."""
-    mean = grey(x).mean((-2, -1), keepdim=True)
-    return torch.lerp(mean, x, _each(factor, x)).clamp(0, 1)
-
-
-def saturation(x: Tensor, factor: Tensor) -> Tensor:
-    """x [N, 3, ...] blended with its grey image."""
-    return torch.lerp(grey(x), x, _each(factor, x)).clamp(0, 1)
+        reach = torch.tensor([self.brightness, self.contrast, self.saturation], dtype=x.dtype, device=x.device)
+        factors = (1 - reach + 2 * reach * u[:, :3]).clamp_min(0)
+        frames, times = _frames(x)
+        made = frames
+        for change, factor in zip((brightness, contrast, colour), factors.unbind(1)):
+            made = change(made, factor.repeat_interleave(times))
+        if x.shape[1] == 3 and self.hue:
+            made = hue(made, (self.hue * (2 * u[:, 3] - 1)).repeat_interleave(times))
+        return replace(batch, x=torch.where(_each(u[:, 4] < self.p, x), _clips(made, x), x))
 
 
 def hue(x: Tensor, turn: Tensor) -> Tensor:
-    """The hue of x [N, 3, ...] turned by a share of the circle, turn [N]; saturation and value (HSV) stay."""
+    """The hue of x [N, 3, H, W] turned by a share of the circle, turn [N]; saturation and value (HSV) stay."""
     r, g, b = x.unbind(1)
     value, low = x.amax(1), x.amin(1)
     spread = value - low
@@ -155,14 +135,6 @@ def _channel(sixth: Tensor, offset: int, value: Tensor, spread: Tensor) -> Tenso
     """One of red, green, blue from the hue in sixths of the circle: value - spread * clip(min(k, 4 - k), 0, 1)."""
     k = (sixth + offset).remainder(6)
     return value - spread * torch.minimum(k, 4 - k).clamp(0, 1)
-
-
-def grey(x: Tensor) -> Tensor:
-    """The grey image of x [N, C, ...], [N, 1, ...]; the mean of the channels where they are not three."""
-    if x.shape[1] != 3:
-        return x.mean(1, keepdim=True)
-    weights = torch.tensor(GREY, dtype=x.dtype, device=x.device)
-    return (x * weights.view(1, 3, *[1] * (x.dim() - 2))).sum(1, keepdim=True)
 
 
 @component("augmentation", "grayscale")
@@ -179,7 +151,7 @@ class Grayscale:
         if x.shape[1] != 3:
             return batch
         some = step.rows.uniform((), "grayscale") < self.p
-        return replace(batch, x=torch.where(_each(some, x), grey(x), x))
+        return replace(batch, x=torch.where(_each(some, x), _clips(grey(_frames(x)[0]).expand(-1, 3, -1, -1), x), x))
 
 
 @component("augmentation", "gaussian_blur")
@@ -236,6 +208,16 @@ class Intensity:
         factor = step.rows.uniform((), "intensity", low=self.low, high=self.high).to(batch.x.dtype)
         made = batch.x * _each(factor, batch.x)
         return replace(batch, x=made if step.box is None else made.clamp(*step.box))
+
+
+def _frames(x: Tensor) -> tuple[Tensor, int]:
+    """The frames of clips [N, C, T, H, W] as images [N * T, C, H, W], and T; images as they are, and 1."""
+    return (x, 1) if x.dim() == 4 else (x.movedim(2, 1).flatten(0, 1), x.shape[2])
+
+
+def _clips(frames: Tensor, like: Tensor) -> Tensor:
+    """What `_frames` made, undone."""
+    return frames if like.dim() == 4 else frames.unflatten(0, (len(like), -1)).movedim(1, 2)
 
 
 def _each(values: Tensor, x: Tensor) -> Tensor:
