@@ -16,7 +16,8 @@ def check_compatible(target: Target, data: Dataset, labels: bool = True, n: int 
 
     labels: whether the set's labels will be used; False for sets that only serve as unfamiliar inputs.
     A retrieval engine is asked with one example, and labels play no part. Models that embed or hash need labels, of
-    whatever classes. Returns the space of the two together: shape, box, and the model's class count.
+    whatever classes. Returns the space of the two together: shape, box, and the class count of a classifier, or else of
+    the data.
     Raises: BadInput for wrong channels, sizes or class counts, a model that fails on the batch, outputs of the wrong
     rank, NaN or Inf, and probabilities where logits are declared; Unavailable where an endpoint cannot be reached.
     """
@@ -33,7 +34,8 @@ def check_compatible(target: Target, data: Dataset, labels: bool = True, n: int 
     logits = _answer(target, data, x)
     if problems := list(_returned(target, data, logits, len(x), labels)):
         raise BadInput(_said(target, data, problems))
-    return Space(tuple(x.shape[1:]), data.space.box, logits.shape[1] if target.task == "classification" else None)
+    classes = logits.shape[1] if target.task == "classification" else len(data.classes) or None
+    return Space(tuple(x.shape[1:]), data.space.box, classes)
 
 
 def _said(target: Target, data: Dataset, problems: list[str]) -> str:
