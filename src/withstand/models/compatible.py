@@ -53,7 +53,9 @@ def _declared(target: Target, data: Dataset, labels: bool) -> Iterator[str]:
         elif any(w not in (None, h) for w, h in zip(want[1:], have[1:])):
             mend = f"load the data with size={want[-1]}, or the model with size={have[-1]} if it takes that"
             yield f"size: the model takes {_by(want[1:])}, the data is {_by(have[1:])} ({mend})"
-    if labels and not data.classes:
+    if labels and getattr(data, "multilabel", False) and target.task == "classification":
+        yield "labels: several to an image, where a classifier tells one class (such sets serve hashing: --recipe hashing)"
+    elif labels and not data.classes:
         yield "labels: the data has none (use class folders, or an .npz with y)"
     elif labels and target.space.classes is not None and target.task == "classification":
         yield from _classes(target.space.classes, data)
