@@ -46,7 +46,7 @@ def _of_searches(card: Scorecard, model: str) -> str:
         ("recall_at_1", "Finds an item of the right class first for {} of ordinary {}s"),
     ):
         found = [m for _, m in card.metrics(name, model)]
-        clean = [m for m in found if "attack" not in m.condition]
+        clean = [m for m in found if "threat" not in m.condition]
         if not clean:
             continue
         thing = "image" if len(card.data.get("shape") or ()) == 3 else "input"
@@ -56,7 +56,7 @@ def _of_searches(card: Scorecard, model: str) -> str:
         )
         if collapsed:
             return f"{said}: its outputs are all the same, so that nothing can be found and nothing attacked."
-        attacked = [m for m in found if "attack" in m.condition]
+        attacked = [m for m in found if "threat" in m.condition]
         if not attacked:
             return f"{said}; how it fares when someone tries to fool it was not measured."
         worst = min(attacked, key=lambda m: m.value)

@@ -26,6 +26,7 @@ from withstand.metrics import bootstrap, cluster_bootstrap
 from withstand.models.encoder import Encoder
 from withstand.protocols import Batch, Context, Dataset, Figure, Findings, Flag, Metric, Need, Row, Target
 from withstand.registry import component, replace
+from withstand.report.words import title
 from withstand.representation.metrics import code_scores, retrieval_scores
 from withstand.threats import Linf, ThreatField
 
