@@ -46,6 +46,7 @@ KINDS = (
     "sampler",
     "loss",
     "trainer",
+    "metric_loss",
 )
 _ENTRY_POINTS = {kind: f"withstand.{kind}s" for kind in ("attack", "recipe", "detector", "check", "indicator")}
 _PACKAGE = Path(__file__).parent
