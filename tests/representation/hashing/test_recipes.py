@@ -198,7 +198,14 @@ def test_images_of_several_labels_are_learned_from() -> None:
 def test_mixed_labels_are_refused() -> None:
     with pytest.raises(BadInput, match="zeros and ones"):
         harden(
-            cnn(), images(24), f"hashing(bits={K})", epochs=1, batch=8, augment="mixup", accelerator="cpu", validation=None
+            cnn(),
+            images(24),
+            f"hashing(bits={K})",
+            epochs=1,
+            batch=8,
+            augment="mixup",
+            accelerator="cpu",
+            validation=None,
         )
 
 
