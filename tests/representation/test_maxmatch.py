@@ -267,6 +267,15 @@ def test_it_learns_from_few_labels_and_says_how():
     assert "worst_is_1" not in last
 
 
+def test_a_threshold_that_nothing_reaches_is_told_once():
+    rows = [{"mask_rate": 0.0}] * 7
+    recipe = FixMatch(tau=0.99)
+    assert [bool(recipe.remark(rows[:n])) for n in range(1, 8)] == [n == 5 for n in range(1, 8)]
+    assert "tau=0.99" in recipe.remark(rows[:5])
+    assert not recipe.remark([*rows[:4], {"mask_rate": 0.1}])
+    assert not FixMatch(tau=1.0001).remark(rows[:5])
+
+
 def test_series_with_augmentations_of_their_own():
     x = Rows.count(0, 24).normal((2, 20), "series", dtype=torch.float64).numpy()
     data = from_series(x, np.arange(24) % 2)
