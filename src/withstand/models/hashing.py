@@ -14,7 +14,9 @@ class Hasher(nn.Module):
     backbone: images to features [N, width]; normalisation lives in it. bits: K. The submodule `head` returns F(x), which
     attacks read that soften the tanh. `codes(x)` returns the codes.
 
-    The head begins with weights of deviation 0.01 and no bias, so that all outputs begin near zero.
+    The head begins without a bias and with weights of deviation 0.64 / sqrt(width): that is the 0.01 of the official code
+    for its width of 4096. Narrower features with 0.01 would begin with outputs so near zero that pairwise losses, whose
+    gradients are products of outputs, stand still.
     """
 
     def __init__(self, backbone: nn.Module, width: int, bits: int) -> None:
@@ -23,7 +25,7 @@ class Hasher(nn.Module):
             raise bad("bits", bits, "a whole number >= 1")
         self.backbone, self.bits = backbone, bits
         self.head = nn.Linear(width, bits)
-        nn.init.normal_(self.head.weight, 0.0, 0.01)
+        nn.init.normal_(self.head.weight, 0.0, 0.64 / width**0.5)
         nn.init.zeros_(self.head.bias)
 
     def forward(self, x: Tensor) -> Tensor:
