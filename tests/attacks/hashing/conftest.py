@@ -17,9 +17,7 @@ BITS, CLASSES = 8, 4
 def model() -> Hasher:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        body = nn.Sequential(
-            nn.Conv2d(1, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.Dropout(0.5), nn.Flatten()
-        )
+        body = nn.Sequential(nn.Conv2d(1, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.Dropout(0.5), nn.Flatten())
         made = Hasher(body, 6 * 64, BITS).double()
         nn.init.normal_(made.head.weight, 0.0, 0.2)
     return made.eval()

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.attacks.hashing.conftest import BITS, CLASSES
+from withstand.attacks.fit import fit_attack
 from withstand.attacks.hashing.aim import ALPHAS, CodeProduct, alpha_at, counted
 from withstand.attacks.hashing.centres import centre_codes, sign
 from withstand.attacks.hashing.cga import CgA
@@ -16,7 +17,6 @@ from withstand.attacks.hashing.dhta import DHTA, P2P, anchor_codes
 from withstand.attacks.hashing.hag import HAG, hag_loss
 from withstand.attacks.hashing.sdha import SDHA, farness
 from withstand.attacks.hashing.tha import THA, PrototypeNet, Prototypes, prototype_loss
-from withstand.attacks.fit import fit_attack
 from withstand.data.arrays import from_arrays
 from withstand.errors import BadInput
 from withstand.models import as_target
@@ -134,7 +134,9 @@ def test_a_saturated_tanh_hides_the_gradient_that_alpha_shows() -> None:
     x = 0.5 + Rows.count(0, 4).uniform((1, 4, 4), "x", high=0.2)
     with torch.no_grad():
         code = sign(held(x))
-    eased, hard = (HAG(Linf(0.02), steps=4, anneal=a, random_start=False, keep="last", active=False) for a in (True, False))
+    eased, hard = (
+        HAG(Linf(0.02), steps=4, anneal=a, random_start=False, keep="last", active=False) for a in (True, False)
+    )
     assert torch.equal(hard(held, x), x)
     assert not torch.equal(eased(held, x), x)
     assert bool((code == 1).all())
@@ -194,9 +196,7 @@ def test_sdha_leaves_every_relevant_item_and_its_own_code_where_there_is_none(mo
         own = sign(model(x))
     assert float(far(model, SDHA(Linf(0.1), steps=30)(model, x), own).mean()) > 1
     lonely = Database.of(base.codes, torch.cat([torch.zeros(len(base.codes), CLASSES), base.labels], 1))
-    assert torch.equal(
-        SDHA(Linf(0.1), steps=5, database=lonely)(model, x, y), SDHA(Linf(0.1), steps=5)(model, x, y)
-    )
+    assert torch.equal(SDHA(Linf(0.1), steps=5, database=lonely)(model, x, y), SDHA(Linf(0.1), steps=5)(model, x, y))
 
 
 def test_sdha_counts_each_relevant_item(model, queries, base) -> None:

@@ -88,7 +88,7 @@ def dch(u: Tensor, y: Tensor, bank: Any) -> float:
 
 @pytest.mark.parametrize("reference", [dph, dpsh, hashnet, dch])
 def test_pairwise_losses_are_sums_over_pairs(reference: Any, batch: tuple[Tensor, Tensor]) -> None:
-    (u, y), bank, loss = batch, Held(), parse(reference.__name__, "loss")
+    (u, y), bank, loss = batch, Held(), parse(reference.__name__, "hashing_loss")
     own = loss.parts(K, C, ROWS)
     assert float(loss(u, y, bank, own)) == pytest.approx(reference(u, y, bank), rel=1e-5)
 
@@ -112,7 +112,7 @@ def test_csq_is_the_cross_entropy_of_bits(batch: tuple[Tensor, Tensor]) -> None:
 
 def test_greedyhash_classifies_signs_and_passes_the_gradient_through(batch: tuple[Tensor, Tensor]) -> None:
     u, y = batch[0].clone().requires_grad_(True), torch.eye(C)[[0, 3, 1, 2, 0]]
-    loss = parse("greedyhash(weight=0.0)", "loss")
+    loss = parse("greedyhash(weight=0.0)", "hashing_loss")
     own = loss.parts(K, C, ROWS)
     loss(u, y, None, own).backward()
     code = sign(u.detach()).requires_grad_(True)
@@ -126,7 +126,7 @@ def test_greedyhash_classifies_signs_and_passes_the_gradient_through(batch: tupl
 def test_dsdh_is_the_likelihood_and_a_fit_without_a_gradient(batch: tuple[Tensor, Tensor]) -> None:
     bank, y = Held(), batch[1]
     u = batch[0].clone().requires_grad_(True)
-    loss, plain = parse("dsdh", "loss"), parse("dpsh(eta=0.0)", "hashing_loss")
+    loss, plain = parse("dsdh", "hashing_loss"), parse("dpsh(eta=0.0)", "hashing_loss")
     own = loss.parts(K, C, ROWS)
     loss.begin_epoch(bank, own)
     value = loss(u, y, bank, own)
@@ -174,4 +174,4 @@ def test_other_numbers_of_bits_need_random_centres() -> None:
 )
 def test_settings_that_make_no_loss_are_refused(text: str) -> None:
     with pytest.raises(BadInput):
-        parse(text, "loss")
+        parse(text, "hashing_loss")

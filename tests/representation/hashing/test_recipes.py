@@ -76,7 +76,7 @@ def test_cgat_is_its_loss_and_the_pull_to_the_centre_after_the_batch_came_in() -
     class Held:
         u, y = fresh, torch.nn.functional.one_hot(every.y, 3).float()  # type: ignore[arg-type]
 
-    natural = parse("hashnet", "loss")(now, y[rows], Held, None)
+    natural = parse("hashnet", "hashing_loss")(now, y[rows], Held, None)
     assert float(found.detach()) == pytest.approx(float(natural - 0.7 * (moved * after).mean()), rel=1e-5)
     assert torch.allclose(system.bank.u, fresh, atol=1e-6)
 
@@ -86,7 +86,7 @@ def test_atrdh_is_its_loss_on_both_kinds_and_draws_to_other_centres() -> None:
     recipe = parse(f"atrdh(attack={PGD}, loss=dph, bits={K})", "recipe")
     system, batch, step = begun(recipe, data, list(range(12)))
     found = float(recipe.learn(system, batch, step).detach())
-    loss = parse("dph", "loss")
+    loss = parse("dph", "hashing_loss")
     with torch.no_grad():
         each = [loss(system.model(z), batch.y, system.bank, None) for z in (batch.x, batch.extra["adversarial"])]
     assert found == pytest.approx(float(sum(each)), rel=1e-5)
@@ -198,7 +198,14 @@ def test_images_of_several_labels_are_learned_from() -> None:
 def test_mixed_labels_are_refused() -> None:
     with pytest.raises(BadInput, match="zeros and ones"):
         harden(
-            cnn(), images(24), f"hashing(bits={K})", epochs=1, batch=8, augment="mixup", accelerator="cpu", validation=None
+            cnn(),
+            images(24),
+            f"hashing(bits={K})",
+            epochs=1,
+            batch=8,
+            augment="mixup",
+            accelerator="cpu",
+            validation=None,
         )
 
 

@@ -45,7 +45,7 @@ class _Pairwise:
         return u @ bank.u.T, (y @ bank.y.T > 0).to(u.dtype)
 
 
-@component("loss", "dph", systems=("cgat",))
+@component("hashing_loss", "dph", systems=("cgat",))
 class DPH(_Pairwise):
     """Squared error of normalised products: mean (u_i . U_j / K - (2 s_ij - 1))^2.
 
@@ -60,7 +60,7 @@ class DPH(_Pairwise):
         return (product / u.shape[1] - (2 * s - 1)).square().mean()
 
 
-@component("loss", "dpsh", systems=("cgat",))
+@component("hashing_loss", "dpsh", systems=("cgat",))
 class DPSH(_Pairwise):
     """Pairwise likelihood: mean softplus(t) - s t, t = u_i . U_j / 2, + eta * mean (u - sign u)^2.
 
@@ -78,7 +78,7 @@ class DPSH(_Pairwise):
         return _likelihood(product / 2, s).mean() + self.eta * (u - sign(u.detach())).square().mean()
 
 
-@component("loss", "hashnet", systems=("cgat",))
+@component("hashing_loss", "hashnet", systems=("cgat",))
 class HashNet(_Pairwise):
     """Pairwise likelihood with t = alpha u_i . U_j, in which similar and dissimilar pairs weigh as much in all.
 
@@ -100,7 +100,7 @@ class HashNet(_Pairwise):
         return (each * s).sum() / s.sum().clamp_min(1) + (each * (1 - s)).sum() / (1 - s).sum().clamp_min(1)
 
 
-@component("loss", "dch", systems=("cgat",))
+@component("hashing_loss", "dch", systems=("cgat",))
 class DCH:
     """Cauchy likelihood within the batch, for small Hamming radii.
 
@@ -141,7 +141,7 @@ class DCH:
         return (1 - (a @ b.T / lengths.clamp_min(1e-4)).clamp_max(0.99)) * a.shape[1] / 2
 
 
-@component("loss", "csq", systems=("cgat",))
+@component("hashing_loss", "csq", systems=("cgat",))
 class CSQ:
     """Central similarity: the cross-entropy of (u + 1) / 2 against the code that the labels were given beforehand.
 
@@ -182,7 +182,7 @@ class CSQ:
         return F.binary_cross_entropy(p, (c + 1) / 2) + self.weight * (u.abs() - 1).square().mean()
 
 
-@component("loss", "greedyhash", systems=("cgat",))
+@component("hashing_loss", "greedyhash", systems=("cgat",))
 class GreedyHash:
     """Classification by a linear head over sign(u), the gradient passed straight through, + weight * mean ||u| - 1|^3.
 
@@ -208,7 +208,7 @@ class GreedyHash:
         return F.cross_entropy(own(code), y.argmax(1)) + self.weight * (u.abs() - 1).abs().pow(3).mean()
 
 
-@component("loss", "dsdh", systems=("cgat",))
+@component("hashing_loss", "dsdh", systems=("cgat",))
 class DSDH(_Pairwise):
     """DPSH's likelihood, and codes B and a classifier W that fit each other: + mu mean (y - W^T B)^2 + nu mean W^2.
 
@@ -296,7 +296,7 @@ def _at_least_zero(**values: float) -> None:
 
 
 def _loss(value: Any) -> Any:
-    value = coerce("loss")(value)
+    value = coerce("hashing_loss")(value)
     if not all(hasattr(value, a) for a in ("banked", "parts")) or not callable(value):
         raise bad("loss", repr(value), "a hashing loss or its text, e.g. 'csq' or 'hashnet(alpha=0.1)'")
     return value
