@@ -75,7 +75,9 @@ _PAPER = "Wang, Lin, Li, 2023, arXiv 2204.10779, abstract: 12 to 19 points more 
 _SAME = "Reading of the official code: the Jaccard weights are written over by their signs"
 
 
-def _claim(statement: str, first: str, last: str, direction: Any = "higher", metric: str = "map", by: str = _PAPER) -> Claim:
+def _claim(
+    statement: str, first: str, last: str, direction: Any = "higher", metric: str = "map", by: str = _PAPER
+) -> Claim:
     return Claim(statement, by, (first, last), metric, direction, SCALES)
 
 
