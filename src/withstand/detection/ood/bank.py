@@ -67,7 +67,7 @@ class Bank:
     def name(self, logits: Tensor, read: Sequence[Tensor]) -> dict[str, Tensor]:
         """Features by name, of what one pass had at `places`."""
         assert self._places is not None
-        found = {"logits": logits} if "logits" in self.taps else {}
+        found = {"logits": logits}
         for (name, (tap, layer)), h in zip(self._places.items(), read):
             found[name] = _as_vectors(layer, h) if tap.side == "input" else h
         if self._head is not None:
@@ -121,13 +121,21 @@ class Bank:
         return own
 
     def read(self, x: Tensor, ids: Tensor | None = None, names: Sequence[str] = ()) -> dict[str, dict[str, Tensor]]:
-        """What each detector (or those named) reads of x: one pass for all, and those of its own."""
-        wanted = [n for n in names or self.detectors if not hasattr(self.detectors[n], "clipping")]
-        if not wanted:
-            return {}
+        """What each detector (or those named) reads of x: one pass for all, and those of its own. Detectors that look at
+        clipped features read nothing here."""
+        return self._read(x, ids, names or [*self.detectors])[0]
+
+    def _read(
+        self, x: Tensor, ids: Tensor | None, names: Sequence[str], logits: bool = False
+    ) -> tuple[dict[str, dict[str, Tensor]], Tensor | None]:
+        """What the named detectors read, and the logits of the same pass, where they are asked for."""
+        wanted = [n for n in names if not hasattr(self.detectors[n], "clipping")]
+        if not wanted and not logits:
+            return {}, None
         features, slopes = self._seen(x, [n for n in wanted if hasattr(self.detectors[n], "climbs")])
         with torch.no_grad(), self._borrowed():
-            return {name: self.read_by(name, features, x, ids, slope=slopes.get(name)) for name in wanted}
+            read = {name: self.read_by(name, features, x, ids, slope=slopes.get(name)) for name in wanted}
+        return read, features["logits"] if logits else None
 
     def fit(self, batches: Iterable[Tensor], labels: Tensor | None = None) -> dict[str, Tensor]:
         """What the detectors keep of trusted inputs: one pass over all of them, whose features are held in memory (for
@@ -165,8 +173,20 @@ class Bank:
 
         ids: int64 [N], what the noise of detectors with passes of their own is drawn by; None: what is in each input.
         """
-        wanted = list(names or self.detectors)
-        read = self.read(x, ids, wanted)
+        return self._scored(x, fitted, ids, list(names or self.detectors))[0]
+
+    def judge(
+        self, x: Tensor, fitted: Mapping[str, Tensor], ids: Tensor | None = None
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """The scores, and the logits [N, K] of the pass that they come from."""
+        scores, logits = self._scored(x, fitted, ids, list(self.detectors), logits=True)
+        assert logits is not None
+        return scores, logits
+
+    def _scored(
+        self, x: Tensor, fitted: Mapping[str, Tensor], ids: Tensor | None, wanted: list[str], logits: bool = False
+    ) -> tuple[dict[str, Tensor], Tensor | None]:
+        read, said = self._read(x, ids, wanted, logits)
         found = {n: self.detectors[n].score(f, _own(n, fitted)) for n, f in read.items()}
         for clipping, group in self._clipped.items():
             if chosen := [n for n in group if n in wanted]:
@@ -175,7 +195,7 @@ class Bank:
                 own = {f"{inside[n]}.{k}": t for n in chosen for k, t in _own(f"{n}.within", fitted).items()}
                 scores = inner.score(x, own, ids, [inside[n] for n in chosen])
                 found |= {n: scores[inside[n]] for n in chosen}
-        return {name: found[name] for name in wanted}
+        return {name: found[name] for name in wanted}, said
 
     def _bank(self, clipping: Clipping, measured: Mapping[str, Tensor], x: Tensor) -> "Bank":
         """The detectors with this clipping, for the target with it."""
