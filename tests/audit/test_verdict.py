@@ -123,5 +123,9 @@ def test_searches_are_judged_by_what_they_find(name, beginning):
     assert "withstands such changes" in said(clean, robust(0.75, name))
     doubted = said(clean, robust(0.75, name), flags=[Flag("attack without effect", "fail", "nothing moved")])
     assert doubted.endswith("that last number cannot be trusted (attack without effect).")
+    chance = accuracy("chance", 0.6)
+    assert "someone who tries to fool it will mostly succeed" in said(clean, robust(0.65, name), chance)
+    little = said(clean, robust(0.75, name), accuracy("chance", 0.77))
+    assert little == f"{beginning}, where a random order has 77 %: there is little to attack."
     collapsed = said(clean, robust(0.8, name), flags=[Flag("collapsed", "fail", "all the same")])
     assert collapsed.endswith("its outputs are all the same, so that nothing can be found and nothing attacked.")

@@ -4,6 +4,7 @@ from withstand.audit.measure import radius_text
 from withstand.audit.scorecard import Scorecard
 from withstand.protocols import Metric
 
+_NOTHING = 0.05  # above a random order
 NONE = 0.005
 """Below this share an accuracy is called none: it rounds to 0 %."""
 
@@ -61,6 +62,10 @@ def _of_searches(card: Scorecard, model: str) -> str:
             return f"{said}; how it fares when someone tries to fool it was not measured."
         worst = min(attacked, key=lambda m: m.value)
         left, ordinary = worst.value, max(clean[0].value, 1e-9)
+        chance = next((m.value for _, m in card.metrics("chance", model)), 0.0)
+        left, ordinary = max(left - chance, 0.0), max(ordinary - chance, 1e-9)
+        if ordinary < _NOTHING:
+            return f"{said}, where a random order has {100 * chance:.0f} %: there is little to attack."
         said += ", " + ("and still" if left / ordinary >= 0.8 else "but")
         said += f" {'' if name == 'map' else 'for '}{_share(worst)} once {_may_change(worst, thing + 's')} in the query"
         flags = [f for r in card.results if r.model == model for f in r.flags if f.level == "fail"]

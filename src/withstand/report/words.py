@@ -81,6 +81,7 @@ METRICS: dict[str, tuple[str, str]] = {
     "map_at_r": ("MAP@R", "precision at each relevant item among the R nearest, R items being relevant; over R"),
     "r_precision": ("R-precision", "share of relevant items among the R nearest, R items being relevant"),
     "shift": ("Shift of the output", "how far the attack moved it: cosine distance, or share of bits that flipped"),
+    "chance": ("Chance", "share of the items that are relevant to a query: what a random order finds"),
     "pi_intra": ("Distance within classes", "mean cosine distance of two items of a class"),
     "pi_inter": ("Distance between classes", "mean cosine distance of two class means"),
     "pi_ratio": ("Density", "distance within classes over distance between them; smaller is denser"),

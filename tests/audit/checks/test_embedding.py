@@ -53,6 +53,8 @@ def test_clean_measures_are_those_of_a_search_among_the_others(run, embeds, smal
         clean = [m for m in done.findings.metrics if m.name == name and "attack" not in m.condition]
         assert [m.value for m in clean] == pytest.approx([want[name]])
         assert clean[0].low <= clean[0].value <= clean[0].high
+    counts = [(small.y == label).sum().item() - 1 for label in small.y.tolist()]
+    assert done.metric("chance").value == pytest.approx(sum(counts) / 60 / 59)
     for name in ("pi_intra", "pi_inter", "pi_ratio", "rho", "nmi"):
         assert done.metric(name).value == pytest.approx(want[name], abs=1e-9)
 

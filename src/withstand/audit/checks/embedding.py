@@ -27,6 +27,7 @@ from withstand.models.encoder import Encoder
 from withstand.protocols import Batch, Context, Dataset, Figure, Findings, Flag, Metric, Need, Row, Target
 from withstand.registry import component, replace
 from withstand.report.words import title
+from withstand.representation.labels import Labels
 from withstand.representation.metrics import code_scores, retrieval_scores
 from withstand.threats import Linf, ThreatField
 
@@ -66,9 +67,10 @@ class _Search(Check):
         self, target: Target, shard: Batch, given: Mapping[str, Any], artefact: Any, ctx: Context
     ) -> Iterable[Row]:
         """{"attack", "threat", "eps", "measure"}, "clean" among the attacks: recall_at_K as outcome (of the first K with the
-        nearest item's label as prediction, the distance of the point and its passes), other measures as value, "shift" =
-        cosine distance or share of bits between clean and attacked; ("model", 0): measures of all items. Queries to which
-        nothing is relevant have no rows."""
+        nearest item's label as prediction, the distance of the point and its passes), other measures as value; among them
+        "shift" (attacked only), the cosine distance or the share of bits between clean and attacked, and "chance" (clean
+        only), the share of relevant items. ("model", 0): measures of all items. Queries to which nothing is relevant have
+        no rows."""
         x, y, ids = labelled(shard)
         shelf, encode = Shelf(artefact), Encoder(target)
         places = shelf.places(ids)
@@ -86,6 +88,7 @@ class _Search(Check):
         counted = ~before[self.value].isnan()
         far, near = shelf.index.search(clean, min(NEIGHBOURS, shelf.compared), places)
         far_adv, near_adv = shelf.index.search(attacked, min(NEIGHBOURS, shelf.compared), places)
+        before["chance"] = _chance(shelf, labels, places)
         nothing = torch.zeros(len(x), dtype=torch.float64)
         yield from self._rows(_CLEAN, before, counted, ids, labels, shelf, near, nothing, nothing.long() + 1)
         spent = result.forwards + result.backwards
@@ -257,9 +260,15 @@ def _mean(name: str, rows: Table, condition: dict[str, Any]) -> Metric:
     else:
         low, high = bootstrap(values)
     value = float(values.mean())
-    better: Any = "" if name == "shift" else "higher"
+    better: Any = "" if name in ("shift", "chance") else "higher"
     ends = min(low, value), max(high, value)
     return Metric(name, value, *ends, method, len(values), "share", better, condition)
+
+
+def _chance(shelf: Shelf, labels: Tensor, places: Tensor | None) -> Tensor:
+    """The share of the items that are relevant to each query: what a random order finds, float64 [N]."""
+    asked, items = Labels.pair(labels, len(labels), shelf.labels, len(shelf))
+    return asked.relevant_counts(items, places).double() / shelf.compared
 
 
 def _shift(clean: Tensor, attacked: Tensor, codes: bool) -> Tensor:
