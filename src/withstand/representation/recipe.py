@@ -24,7 +24,7 @@ class EmbeddingRecipe(Recipe):
 
     task: ClassVar[str] = "embedding"
     wraps: ClassVar[bool] = True
-    selects_on: ClassVar[tuple[str, str]] = ("recall_at_1", "robust_recall_at_1")
+    selects_on: ClassVar[tuple[str, str] | None] = ("recall_at_1", "robust_recall_at_1")
 
     def setup(self, model: nn.Module, data: Dataset, rows: Rows) -> nn.Module:
         return System(self.deploy(model, data.space))

@@ -270,6 +270,8 @@ class Loop:
                     mend = "No epoch held the accuracy, and the model is as it was given: lower the weight or the rate."
                     warnings.warn(f"{self.stopped}. {mend}", stacklevel=2)
             return
+        if self.recipe.selects_on is None:
+            return
         score = row[self.recipe.selects_on[self.attack is not None]]
         if self.best["score"] is None or score > self.best["score"]:
             self._keep(model, row["epoch"], score)

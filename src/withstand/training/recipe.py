@@ -120,8 +120,9 @@ class Recipe:
     task: ClassVar[str] = "classification"
     """What the model that is shipped does: "classification" (logits), "embedding" (unit vectors [N, d]) or "hashing"
     (values in (-1, 1) [N, K], whose signs are the code)."""
-    selects_on: ClassVar[tuple[str, str]] = ("accuracy", "robust_accuracy")
-    """The measure of the validation by which the best epoch is chosen, without and with an attack that judges."""
+    selects_on: ClassVar[tuple[str, str] | None] = ("accuracy", "robust_accuracy")
+    """The measure of the validation by which the best epoch is chosen, without and with an attack that judges; None: the
+    last epoch is what counts, whatever the validation shows."""
 
     @property
     def may_lose(self) -> float | None:

@@ -59,6 +59,49 @@ class PerClass:
         return [torch.from_numpy(np.flatnonzero(labels == c)) for c in classes]
 
 
+@component("sampler", "labelled_and_not", systems=("maxmatch",))
+class LabelledAndNot:
+    """Batches of B labelled and mu * B unlabelled examples (y = -1), the labelled first, batch = (1 + mu) B.
+
+    An epoch goes once through the unlabelled, in shuffled order; what is left over is passed over (other examples in each
+    epoch). The labelled are gone through in shuffled order as often as that takes, so that few of them stand in a batch more
+    than once. Every process gets its share of both where B is a multiple of the processes times the accumulated parts.
+
+    mu: unlabelled examples for each labelled one.
+
+    Raises: BadInput for data of one kind only, and a batch that is no multiple of 1 + mu.
+    """
+
+    mu: int = 7
+
+    def __post_init__(self) -> None:
+        if self.mu < 1:
+            raise bad("mu", self.mu, "a whole number >= 1 of unlabelled examples for each labelled one")
+
+    def __call__(self, labels: np.ndarray | None, n: int, batch: int, generator: torch.Generator) -> Tensor:
+        """labels: int64 [n], -1 for unlabelled. Returns: int64 [steps * batch], the positions of an epoch."""
+        known = np.ones(n, bool) if labels is None or labels.ndim != 1 else np.asarray(labels) >= 0
+        if known.all() or not known.any():
+            mend = "Recipes such as maxmatch make such a set; see withstand.data.few_labels."
+            raise bad("data", f"{known.sum()} labelled of {n} examples", "labelled and unlabelled ones", mend)
+        if batch % (1 + self.mu):
+            mend = "It is cut to the number of examples where that is smaller."
+            raise bad("batch", batch, f"a multiple of 1 + mu = {1 + self.mu}", mend)
+        few = batch // (1 + self.mu)
+        steps = max(1, int((~known).sum()) // (few * self.mu))
+        rows = [
+            _rounds(np.flatnonzero(part), steps * size, generator).view(steps, size)
+            for part, size in ((known, few), (~known, few * self.mu))
+        ]
+        return torch.cat(rows, 1).flatten()
+
+
+def _rounds(members: np.ndarray, count: int, generator: torch.Generator) -> Tensor:
+    """So many of the members: as often as needed through all of them, shuffled anew each time."""
+    orders = [torch.randperm(len(members), generator=generator) for _ in range(-(-count // len(members)))]
+    return torch.from_numpy(members)[torch.cat(orders)[:count]]
+
+
 def _sampler(value: Any) -> Any:
     return None if value is None else coerce("sampler")(value)
 

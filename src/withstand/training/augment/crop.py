@@ -27,6 +27,9 @@ class CropFlip:
             raise bad("padding", self.padding, "pixels >= 0")
 
     def __call__(self, batch: Batch, step: Step, classes: int) -> Batch:
+        if batch.x.dim() != 4:
+            mend = "Give augmentations that suit the data."
+            raise bad("crop_flip", f"inputs {list(batch.x.shape)}", "images [N, C, H, W]", mend)
         return replace(batch, x=crop_flip(batch.x, step, self.padding, self.flip))
 
 
