@@ -6,6 +6,7 @@ import torch
 from withstand.data.arrays import from_arrays
 from withstand.random import Rows
 from withstand.registry import parse
+from withstand.representation.density import density
 from withstand.reproductions import cbml, characters, mdprop
 from withstand.reproductions.characters import TRAINED
 from withstand.reproductions.runner import judge
@@ -84,9 +85,10 @@ def test_a_class_is_wide_beside_the_space_between():
         rows = (y == c).nonzero().flatten().tolist()
         within = sum(1 - (z[a] @ z[b]).item() for a in rows for b in rows if a != b) / 12
         assert found[c].item() == pytest.approx(within / between)
+    assert found.mean().item() == pytest.approx(density(z, y)["pi_ratio"])
 
 
 def test_a_query_does_not_find_itself():
-    held = torch.tensor([[1.0, 0], [0, 1], [0.9, 0.1], [0.1, 0.9]])
-    y = torch.tensor([0, 1, 1, 1])
-    assert characters.found_first(held, held, y).tolist() == [False, True, False, True]
+    held = torch.nn.functional.normalize(torch.tensor([[1.0, 0], [0, 1], [0.9, 0.1], [0.1, 0.9], [-1, 0]]))
+    y = torch.tensor([0, 1, 1, 1, 0])
+    assert characters.found_first(held, held, y).tolist() == [False, True, False, True, False]

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from withstand.data import from_arrays, load_data
 from withstand.data.images import Images
-from withstand.index import Index
 from withstand.protocols import Dataset
 from withstand.random import derive
 from withstand.registry import parse
+from withstand.representation.metrics import retrieval_scores
 from withstand.training import Trainer
 
 TRAINED = ("Balinese", "Early_Aramaic", "Greek", "Korean", "Latin")
@@ -69,11 +69,12 @@ def embedded(model: nn.Module, x: Tensor) -> Tensor:
 def found_first(queries: Tensor, held: Tensor, y: Tensor) -> Tensor:
     """Whether the nearest of the embeddings held, the query's own left out, is of its class: bool [N]; mean = Recall@1."""
     itself = torch.arange(len(y), device=y.device)
-    return y[Index(held).search(queries, 1, without=itself)[1][:, 0]] == y
+    return retrieval_scores(queries, y, held, y, ks=(1,), at_r=False, without=itself)["recall_at_1"] > 0
 
 
 def densities(z: Tensor, y: Tensor) -> Tensor:
-    """For each class the mean cosine distance of its pairs beside that of the class means, [classes]; mean = pi_ratio."""
+    """For each class the mean cosine distance of its pairs beside that of the class means, [classes]; their mean is the
+    pi_ratio of `withstand.representation.density`."""
     groups = [z[y == c].double() for c in y.unique()]
     means = F.normalize(torch.stack([g.mean(0) for g in groups]), dim=1)
     return torch.stack([_apart(g) for g in groups]) / _apart(means)
