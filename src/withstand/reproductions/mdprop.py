@@ -42,7 +42,7 @@ ARMS = {
 SCALES: dict[str, dict[str, Any]] = {
     "smoke": {"size": 14, "drawers": 8, "width": 8, "dim": 16, "epochs": 1, "optimizer": "adam(1e-3)", "eps": 0.05,
               "test": 4},
-    "cpu": {"size": 14, "drawers": 20, "width": 32, "dim": 64, "epochs": 10, "optimizer": "adam(1e-3)", "eps": 0.05,
+    "cpu": {"size": 14, "drawers": 20, "width": 24, "dim": 64, "epochs": 8, "optimizer": "adam(1e-3)", "eps": 0.05,
             "test": 10},
     "gpu": {"size": 28, "drawers": 20, "width": 64, "dim": 128, "epochs": 50, "optimizer": "adam(1e-3)", "eps": 0.05,
             "test": 20, "accelerator": "cuda"},
