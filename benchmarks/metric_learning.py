@@ -118,7 +118,7 @@ def bare(model: torch.nn.Module, x: Tensor, y: Any, attacked: bool) -> Callable[
 
 def losses(n: int, dim: int, rounds: int) -> dict[str, Any]:
     """Processor time of a forward and backward pass of each loss."""
-    e = F.normalize(Rows.count(0, n).normal((dim,), "e") + 2 * Rows.count(1, n // 8).normal((dim,), "c").repeat(8, 1))
+    e = F.normalize(Rows.count(0, n).normal((dim,), "e") + 0.3 * Rows.count(1, n // 8).normal((dim,), "c").repeat(8, 1))
     y = torch.arange(n // 8).repeat(8)
 
     def passed(loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[[], object]:
