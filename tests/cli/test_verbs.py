@@ -43,6 +43,8 @@ def test_help_names_every_verb(withstand):
 
 
 COMPONENTS = [
+    "attacks", "recipes", "detectors", "checks", "indicators", "threats", "objectives", "samplers", "augmentations",
+]  # fmt: skip
     "attacks",
     "recipes",
     "detectors",
