@@ -45,16 +45,6 @@ def test_help_names_every_verb(withstand):
 COMPONENTS = [
     "attacks", "recipes", "detectors", "checks", "indicators", "threats", "objectives", "samplers", "augmentations",
 ]  # fmt: skip
-    "attacks",
-    "recipes",
-    "detectors",
-    "checks",
-    "indicators",
-    "threats",
-    "objectives",
-    "samplers",
-    "augmentations",
-]
 
 
 @pytest.mark.parametrize("what", COMPONENTS)
