@@ -1,9 +1,9 @@
 """Centre-guided adversarial training of hashing models beside training on as before and targeted adversarial hashing.
 
-A hashing model learns by CSQ; from there every arm goes on for as long, on the same examples, with the same steps of the same
-threat where it attacks. "single": one label to an image, where all weights of the centre are one. "multi": several, where
-"cgat" weighs relevant items by the labels they share and "cgat_published" does not. The database is the training set, hashed
-again by each model.
+A hashing model learns by CSQ; from there every arm goes on for as long, on the same examples, with the same steps of the
+same threat where it attacks. "single": one label to an image, where all weights of the centre are one. "multi": several,
+where "cgat" weighs relevant items by the labels they share and "cgat_published" does not. The database is the training set,
+hashed again by each model.
 
 "multi" is made of real pictures: one to three articles of clothing, halved in size, in the four quarters of an image; its
 labels are what is in it. Photographs with several labels lie at hand too (VOC, 979 of them), but from scratch no network
