@@ -37,8 +37,8 @@ _SINGLE = {
     "base_epochs": 60, "epochs": 12, "trainer": _TRAINER,
 }  # fmt: skip
 _MULTI = {
-    "data": "clothes", "network": "mnist_bn_cnn", "bits": 32, "eps": 0.06, "train": 1500, "queries": 200,
-    "base_epochs": 24, "epochs": 6, "trainer": _TRAINER,
+    "data": "clothes", "network": "mnist_bn_cnn", "bits": 32, "eps": 0.06, "train": 1000, "queries": 150,
+    "base_epochs": 30, "epochs": 6, "trainer": _TRAINER,
 }  # fmt: skip
 _CUDA = {
     "optimizer": "sgd(0.02)", "schedule": "one_cycle", "batch": 128, "accelerator": "cuda", "precision": "bf16-mixed",
@@ -50,7 +50,7 @@ SCALES: dict[str, dict[str, Any]] = {
         "multi": _MULTI | {"train": 100, "queries": 20, "base_epochs": 1, "epochs": 1},
         "steps": 5,
     },
-    "cpu": {"single": _SINGLE, "multi": _MULTI, "steps": 40},
+    "cpu": {"single": _SINGLE, "multi": _MULTI, "steps": 30},
     "gpu": {
         "single": _LARGE | {"data": "cifar10", "train": 10_000, "queries": 1000},
         "multi": _LARGE | {"data": "voc", "train": 780, "queries": 199, "size": 64},
