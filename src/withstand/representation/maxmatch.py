@@ -165,7 +165,9 @@ class FixMatch(FewLabels):
     def remark(self, history: Sequence[Mapping[str, Any]]) -> str:
         if len(history) != PATIENCE or self.tau > 1 or any(row["mask_rate"] for row in history):
             return ""
-        return f"No pseudo-label reached tau={self.tau:g} in {PATIENCE} epochs; only labels were learned from. Lower tau."
+        return (
+            f"No pseudo-label reached tau={self.tau:g} in {PATIENCE} epochs; only labels were learned from. Lower tau."
+        )
 
     def loss(self, system: Any, batch: Batch, step: Step) -> Tensor:
         labelled, *views = batch.extra["view"].bincount().tolist()

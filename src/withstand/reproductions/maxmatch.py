@@ -37,7 +37,7 @@ WORST = f"worst_of_{DRAWS}"
 _DIGITS = {
     "data": "digits", "network": "digits_bn_cnn", "labels": 3, "train": 1200, "test": 597, "batch": 100, "mu": 4,
     "epochs": 33, "longer": 62, "ema": 0.99, "weak": "crop_flip(1, flip=False)",
-    "strong": "[affine(25, shear=0.25, shift=0.25, scale=0.2), light(0.3, 0.3), noise(0.1), cutout(0.375)]",
+    "strong": "[affine(25, shear=0.25, shift=0.25, scale=0.2), light(0.3, 0.3), add_noise(0.1), cutout(0.375)]",
 }  # fmt: skip
 _FASHION = {
     "data": "fashion_mnist", "size": 14, "network": "mnist_bn_cnn", "train": 3200, "test": 1000, "batch": 80, "mu": 4,
