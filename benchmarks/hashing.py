@@ -1,7 +1,7 @@
 """Hashing: the centre-guided attack beside its bare passes, and centre codes beside the loop of the official form.
 
 The attack: 20 steps on a hashing ResNet-18-size network, beside the forward and backward passes that they need and nothing
-else. Centre codes: a batch of 32 against 10,000 training codes, beside a loop over the batch that weighs one query at a time;
+else. Centre codes: a batch of 32 against 10,000 training codes, beside a loop that weighs one query at a time;
 both give the same codes (counted). Processor time of one thread; the median of alternating rounds counts.
 What a step of the recipes costs: recipes.py. Run: python benchmarks/hashing.py [OUT.json]
 """
