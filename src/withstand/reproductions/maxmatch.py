@@ -41,7 +41,7 @@ _DIGITS = {
 }  # fmt: skip
 _FASHION = {
     "data": "fashion_mnist", "size": 14, "network": "mnist_bn_cnn", "train": 3200, "test": 1000, "batch": 80, "mu": 4,
-    "epochs": 12, "lr": 0.03, "ema": 0.99, "weak": "crop_flip(2)", "strong": "[crop_flip(2), randaugment, cutout(0.5)]",
+    "epochs": 8, "lr": 0.03, "ema": 0.99, "weak": "crop_flip(2)", "strong": "[crop_flip(2), randaugment, cutout(0.5)]",
 }  # fmt: skip
 _CIFAR = {
     "data": "cifar10", "network": "wrn_28_2", "train": 30_000, "test": 2000, "batch": 320, "mu": 4, "epochs": 17,
