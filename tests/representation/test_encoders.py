@@ -257,8 +257,9 @@ def test_the_last_epoch_ships_whatever_recall_shows():
 
 
 def test_a_collapse_is_said():
-    assert "collapsed" in Contrastive().remark([{"uniformity": -0.01}])
-    assert Contrastive().remark([{"uniformity": -2.0}]) == ""
+    assert "collapsed" in Contrastive().remark([{"uniformity": -0.01}] * 10)
+    assert Contrastive().remark([{"uniformity": -0.01}]) == ""  # where all begin
+    assert Contrastive().remark([{"uniformity": -2.0}] * 10) == ""
 
 
 @pytest.mark.parametrize(
