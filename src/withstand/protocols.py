@@ -345,7 +345,7 @@ class Metric:
 
 @dataclass
 class Figure:
-    """A figure as data; the page draws it. kind: "curve", "heatmap", "bars", "gallery", "maps" or "table"."""
+    """A figure as data; the page draws it. kind: "curve", "heatmap", "bars", "gallery", "maps", "neighbours" or "table"."""
 
     kind: str
     title: str

@@ -12,7 +12,7 @@ from tests.hardening.conftest import cnn, images
 from tests.training.conftest import same
 from withstand.data.arrays import from_arrays
 from withstand.errors import BadInput
-from withstand.models.encoder import Encoder, encoder_of
+from withstand.models.feature_encoder import FeatureEncoder, encoder_of
 from withstand.models.layers import route
 from withstand.protocols import Batch
 from withstand.random import Rows
@@ -244,7 +244,7 @@ def test_an_encoder_gives_unit_vectors_of_the_features_before_the_head():
     assert again is not encoder
     assert same(again, encoder)
     with pytest.raises(BadInput, match="features"):
-        Encoder(nn.Identity(), 8)(x)
+        FeatureEncoder(nn.Identity(), 8)(x)
 
 
 def test_the_last_epoch_ships_whatever_recall_shows():

@@ -18,7 +18,7 @@ from withstand.representation.maxmatch import FixMatch, MaxMatch, Supervised, ma
 from withstand.training import Step, Trainer
 
 K, N, C = 3, 40, 5
-SMALL = "weak=crop_flip(1), strong=[affine, noise(0.1), cutout(0.375)]"
+SMALL = "weak=crop_flip(1), strong=[affine, add_noise(0.1), cutout(0.375)]"
 QUICK = {"epochs": 2, "sampler": "labelled_and_not(3)", "batch": 8, "optimizer": "sgd(0.05)", "accelerator": "cpu"}
 
 
@@ -202,18 +202,18 @@ def test_one_variant_trains_as_fixmatch_does_bit_for_bit():
 
 def test_without_weight_the_unlabelled_move_batch_norm_alone():
     """... and the supervised recipe sees the same labelled examples in the same batches."""
-    weight = "maxmatch(weak=noise(0.1), strong=noise(0.3), lambda_u=0.0, labels=4)"
+    weight = "maxmatch(weak=add_noise(0.1), strong=add_noise(0.3), lambda_u=0.0, labels=4)"
     plain = net()
     ours, theirs = (
         Trainer(**QUICK).fit(parse(text, "recipe"), plain, Points()).last
-        for text in (weight, "supervised(weak=noise(0.1), labels=4)")
+        for text in (weight, "supervised(weak=add_noise(0.1), labels=4)")
     )
     for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
         assert torch.allclose(a, b, atol=1e-6)
 
 
 def test_views_differ_and_so_do_examples_that_come_twice_and_steps():
-    recipe = MaxMatch(strong="noise(0.3)", weak="noise(0.1)")
+    recipe = MaxMatch(strong="add_noise(0.3)", weak="add_noise(0.1)")
     system = recipe.setup(cnn(), images(8), Rows.count(0, 8))
     x = torch.full((8, 1, 8, 8), 0.5)
     batch = Batch(x, torch.tensor([0, 0] + [-1] * 6), torch.zeros(8, dtype=torch.long))
@@ -226,7 +226,7 @@ def test_views_differ_and_so_do_examples_that_come_twice_and_steps():
 
 
 def test_the_same_augmentation_twice_has_draws_of_its_own():
-    recipe = MaxMatch(strong=["noise(0.01)", "noise(0.01)"], weak="noise(0.1)")
+    recipe = MaxMatch(strong=["add_noise(0.01)", "add_noise(0.01)"], weak="add_noise(0.1)")
     system = recipe.setup(cnn(), images(8), Rows.count(0, 8))
     x = torch.full((8, 1, 8, 8), 0.5)
     made = recipe.craft(system, Batch(x, torch.tensor([0] * 2 + [-1] * 6)), a_step()).x
@@ -256,7 +256,7 @@ def test_weight_decay_moves_kernels_only():
 
 
 def test_it_learns_from_few_labels_and_says_how():
-    recipe = parse("fixmatch(labels=2, weak=noise(0.05), strong=[noise(0.2), cutout(0.3)], tau=0.6)", "recipe")
+    recipe = parse("fixmatch(labels=2, weak=add_noise(0.05), strong=[add_noise(0.2), cutout(0.3)], tau=0.6)", "recipe")
     trainer = Trainer(**QUICK | {"epochs": 15, "batch": 16, "averaging": "ema(0.9)", "schedule": "cosine_arc"})
     fitted = trainer.fit(recipe, cnn(), images(96), images(24))
     first, last = fitted.history[0], fitted.history[-1]
@@ -267,10 +267,19 @@ def test_it_learns_from_few_labels_and_says_how():
     assert "worst_is_1" not in last
 
 
+def test_a_threshold_that_nothing_reaches_is_told_once():
+    rows = [{"mask_rate": 0.0}] * 7
+    recipe = FixMatch(tau=0.99)
+    assert [bool(recipe.remark(rows[:n])) for n in range(1, 8)] == [n == 5 for n in range(1, 8)]
+    assert "tau=0.99" in recipe.remark(rows[:5])
+    assert not recipe.remark([*rows[:4], {"mask_rate": 0.1}])
+    assert not FixMatch(tau=1.0001).remark(rows[:5])
+
+
 def test_series_with_augmentations_of_their_own():
     x = Rows.count(0, 24).normal((2, 20), "series", dtype=torch.float64).numpy()
     data = from_series(x, np.arange(24) % 2)
-    recipe = parse("maxmatch([noise(0.3), cutout(0.2)], weak=noise(0.05), labels=3)", "recipe")
+    recipe = parse("maxmatch([add_noise(0.3), cutout(0.2)], weak=add_noise(0.05), labels=3)", "recipe")
     model = torch.nn.Sequential(
         torch.nn.Conv1d(2, 4, 3), torch.nn.AdaptiveAvgPool1d(1), torch.nn.Flatten(), torch.nn.Linear(4, 2)
     )
@@ -285,7 +294,7 @@ def test_really_unlabelled_examples(tmp_path):
     for i in range(20):
         shade = np.full((10, 10), 10 * i, np.uint8)
         Image.fromarray(shade).convert("RGB").save(tmp_path / f"{i}.png")
-    recipe = replace(FixMatch(weak="noise(0.1)", strong="noise(0.2)"), unlabelled=str(tmp_path))
+    recipe = replace(FixMatch(weak="add_noise(0.1)", strong="add_noise(0.2)"), unlabelled=str(tmp_path))
     made = recipe.examples(cnn(), images(), 0)
     assert len(made) == 24 + 20
     assert made.batch([40]).x.shape == (1, 1, 8, 8)  # in the shape of the labelled ones

@@ -14,7 +14,7 @@ from withstand.errors import BadInput
 from withstand.hardening.harden import harden
 from withstand.models import load_model
 from withstand.models.embedding import Embedder, headless
-from withstand.models.encoder import encoder_of
+from withstand.models.feature_encoder import encoder_of
 from withstand.representation.probe import LinearProbe, features_of, linear_probe
 from withstand.training import Trainer
 

@@ -26,7 +26,7 @@ RECIPES = {
     "advprop": parse(f"advprop(attack={ATTACK})", "recipe"),
     "dial": parse(f"dial(attack={ATTACK})", "recipe"),
     "ask_def": parse(f"ask_def(attack={ATTACK}, ask_attack={ATTACK}, per_class=3)", "recipe"),
-    "maxmatch": parse("maxmatch(noise(0.3), labels=8, weak=noise(0.05), tau=0.6)", "recipe"),
+    "maxmatch": parse("maxmatch(add_noise(0.3), labels=8, weak=add_noise(0.05), tau=0.6)", "recipe"),
     "faat": parse(f"faat(attack={ATTACK}, discriminator=mlp)", "recipe"),
 }
 APART = {False: ("advprop", "dial"), True: ("ask_def",)}

@@ -152,7 +152,7 @@ def test_mixed_operations_are_each_images_own(x):
         assert torch.allclose(made[i], alone, atol=1e-6), name
 
 
-@pytest.mark.parametrize("text", ["randaugment", "cutout(0.5)", "affine", "light", "noise(0.2)"])
+@pytest.mark.parametrize("text", ["randaugment", "cutout(0.5)", "affine", "light", "add_noise(0.2)"])
 def test_draws_depend_on_the_example_alone(x, text):
     """... whatever else is in the batch, and stay in the range."""
     augment = parse(text, "augmentation")
@@ -191,7 +191,7 @@ def test_images_need_a_declared_range(text):
     "text",
     [
         "randaugment(0)", "randaugment(2, share=1.5)", "cutout(0)", "cutout(1.5)", "affine(-1)", "affine(scale=1)",
-        "light(2)", "light(contrast=-1)", "noise(-1)",
+        "light(2)", "light(contrast=-1)", "add_noise(-1)",
     ],
 )  # fmt: skip
 def test_settings_out_of_range_are_refused(text):
@@ -243,6 +243,6 @@ def test_affine_keeps_to_its_bounds():
 
 def test_noise_has_its_deviation_and_no_range_where_there_is_none():
     x = torch.zeros(50, 1, 400)
-    noisy = parse("noise(0.3)", "augmentation")(Batch(x, None), a_step(50, box=None), 3).x
+    noisy = parse("add_noise(0.3)", "augmentation")(Batch(x, None), a_step(50, box=None), 3).x
     assert noisy.std() == pytest.approx(0.3, rel=0.03)
     assert noisy.min() < -0.5

@@ -12,11 +12,14 @@ from withstand.models.target import read_as
 def headless(model: nn.Module) -> tuple[nn.Module, int]:
     """A copy of a classifier whose last linear layer passes its input on, and the length of what it passes on.
 
-    What stands around the classifier stays (a normalisation of its inputs), but for what reads logits.
+    What stands around the classifier stays (a normalisation of its inputs), but for what reads logits. An `Embedder` gives
+    its backbone.
 
     Raises: BadInput for a model without a linear layer.
     """
     backbone = copy.deepcopy(read_as(model)[0])
+    if isinstance(backbone, Embedder):
+        return backbone.backbone, backbone.head.in_features
     linear = [(name, part) for name, part in backbone.named_modules() if isinstance(part, nn.Linear)]
     if not linear:
         raise bad("model", type(model).__name__, "a model whose last layer is linear", "Its head is replaced.")

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from withstand.errors import bad
-from withstand.models.encoder import Encoder, encoder_of
+from withstand.models.feature_encoder import FeatureEncoder, encoder_of
 from withstand.protocols import Batch, Dataset, Space
 from withstand.random import Rows, derive
 from withstand.representation.recipe import EmbeddingRecipe
@@ -56,7 +56,7 @@ class EncoderRecipe(EmbeddingRecipe):
         encoder = encoder_of(model)
         return Projected(encoder, projector=self.projector(encoder))
 
-    def projector(self, encoder: Encoder) -> nn.Module:
+    def projector(self, encoder: FeatureEncoder) -> nn.Module:
         """What maps features [N, width] to where the loss is taken."""
         raise NotImplementedError
 

@@ -1,7 +1,7 @@
 """Learning from few labels: MaxMatch, FixMatch, and the labels alone."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -20,6 +20,8 @@ from withstand.training.augment import AugmentationsField, CropFlip, Cutout, Ran
 from withstand.training.recipe import MakeOptimizer, Optimizers, Recipe, Step
 
 Reduce = Literal["max", "mean"]
+PATIENCE = 5
+"""Epochs without a single pseudo-label after which there is a warning."""
 
 
 @dataclass(frozen=True)
@@ -159,6 +161,13 @@ class FixMatch(FewLabels):
     def views(self, unlabelled: Batch, step: Step, classes: int) -> list[Batch]:
         strong = vary(unlabelled, self.strong, step, "strong", classes, self.plan(step)[0])
         return [*vary(unlabelled, self.weak, step, "weak", classes), *strong]
+
+    def remark(self, history: Sequence[Mapping[str, Any]]) -> str:
+        if len(history) != PATIENCE or self.tau > 1 or any(row["mask_rate"] for row in history):
+            return ""
+        return (
+            f"No pseudo-label reached tau={self.tau:g} in {PATIENCE} epochs; only labels were learned from. Lower tau."
+        )
 
     def loss(self, system: Any, batch: Batch, step: Step) -> Tensor:
         labelled, *views = batch.extra["view"].bincount().tolist()

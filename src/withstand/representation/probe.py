@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from withstand.errors import bad
-from withstand.models.encoder import Probe, encoder_of
+from withstand.models.feature_encoder import Probe, encoder_of
 from withstand.protocols import Batch, Dataset, Space
 from withstand.random import Rows
 from withstand.registry import component

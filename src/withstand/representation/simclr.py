@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from withstand.errors import bad
-from withstand.models.encoder import Encoder
+from withstand.models.feature_encoder import FeatureEncoder
 from withstand.protocols import Batch, Dataset
 from withstand.random import Rows
 from withstand.registry import component
@@ -72,7 +72,7 @@ class Contrastive(EncoderRecipe):
             labels_of(data, f"mode={self.mode!r}" if not self.analysis else "analysis")
         return super().setup(model, data, rows)
 
-    def projector(self, encoder: Encoder) -> nn.Module:
+    def projector(self, encoder: FeatureEncoder) -> nn.Module:
         return mlp(encoder.width, self.hidden or encoder.width, self.dim)
 
     def craft(self, system: Any, batch: Batch, step: Step) -> Batch:

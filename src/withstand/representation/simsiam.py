@@ -5,7 +5,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from withstand.models.encoder import Encoder
+from withstand.models.feature_encoder import FeatureEncoder
 from withstand.protocols import Batch, Dataset
 from withstand.random import Rows
 from withstand.registry import component
@@ -42,7 +42,7 @@ class SimSiam(EncoderRecipe):
         )
         return system
 
-    def projector(self, encoder: Encoder) -> nn.Module:
+    def projector(self, encoder: FeatureEncoder) -> nn.Module:
         def layer(a: int) -> list[nn.Module]:
             return [nn.Linear(a, self.dim, bias=False), nn.BatchNorm1d(self.dim)]
 

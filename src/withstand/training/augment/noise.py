@@ -8,7 +8,7 @@ from withstand.registry import component
 from withstand.training.recipe import Step
 
 
-@component("augmentation", "noise")
+@component("augmentation", "add_noise")
 class Noise:
     """Gaussian noise of mean 0, cut to the range of inputs where they have one. sd: its deviation in their units."""
 

@@ -1,0 +1,161 @@
+"""Deep hashing: a network whose outputs' signs are codes, similar for images that share a label."""
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from withstand.attacks.hashing.centres import as_labels
+from withstand.attacks.hashing.cga import CgA
+from withstand.attacks.hashing.database import Database
+from withstand.errors import bad
+from withstand.models.embedding import headless
+from withstand.models.hashing import Hasher, hasher_in
+from withstand.protocols import Batch, Dataset, Space, Update
+from withstand.random import Rows
+from withstand.registry import component
+from withstand.registry import replace as changed
+from withstand.representation.hashing.bank import Bank
+from withstand.representation.hashing.losses import CSQ, LossField
+from withstand.training.recipe import Recipe, Step, System
+
+BITS = 32
+_CSQ = CSQ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class HashingRecipe(Recipe):
+    """What trainings of hashing models share: the model, its loss, the bank, and MAP as what counts.
+
+    A classifier becomes a `Hasher`: its last linear layer gives way to one with `bits` outputs and a tanh. A hashing model
+    goes on learning as it is; bits=None takes its own (32 of a classifier).
+    """
+
+    loss: LossField = _CSQ  # type: ignore[assignment]
+    bits: int | None = None
+
+    task: ClassVar[str] = "hashing"
+    wraps: ClassVar[bool] = True
+    shards: ClassVar[bool] = False
+    selects_on: ClassVar[tuple[str, str]] = ("map", "robust_map")
+    defaults: ClassVar[Mapping[str, Any]] = {"optimizer": "sgd(0.01)", "schedule": "steps((1 / 2, 3 / 4))", "batch": 32}
+    banked: ClassVar[bool] = False
+    """Whether the method needs the bank, whatever its loss."""
+
+    def __post_init__(self) -> None:
+        if self.bits is not None and self.bits < 1:
+            raise bad("bits", self.bits, "a whole number >= 1, or None")
+
+    def deploy(self, model: Any, space: Space) -> nn.Module:
+        """The model as it is, where it is a hashing model, else a `Hasher` in the place of its last layer."""
+        held = hasher_in(model)
+        if held is None:
+            backbone, width = headless(model)
+            return Hasher(backbone, width, self.bits or BITS)
+        if self.bits not in (None, held[1].bits):
+            raise bad("bits", self.bits, f"{held[1].bits}, those of the model, or None")
+        return copy.deepcopy(held[1])
+
+    def setup(self, model: nn.Module, data: Dataset, rows: Rows) -> nn.Module:
+        if len(data.classes) < 1:
+            raise bad("data", f"{data.name}, without labels", "labelled examples")
+        hasher: Any = self.deploy(model, data.space)
+        system: Any = System(hasher, own=self.loss.parts(hasher.bits, len(data.classes), rows))
+        system.classes = len(data.classes)
+        if self.banked or self.loss.banked:
+            system.add_module("bank", Bank(data, hasher.bits))
+        return system
+
+    def craft(self, system: Any, batch: Batch, step: Step) -> Batch:
+        bank: Bank | None = getattr(system, "bank", None)
+        if bank is not None:
+            bank.fill(system.model, step)
+            starts = step.step * step.epochs % step.steps == 0
+            if starts and hasattr(self.loss, "begin_epoch"):
+                self.loss.begin_epoch(bank, system.own)
+        return replace(batch, y=labels_of(system, batch))
+
+    def updates(self, system: Any, batch: Batch, step: Step) -> Iterator[Update]:
+        yield Update(lambda: self.learn(system, batch, step))
+
+    def learn(self, system: Any, batch: Batch, step: Step) -> Tensor:
+        """What is minimised; by default the hashing loss, of outputs that enter the bank."""
+        return self.hash_loss(system, batch, self.seen(system, batch))
+
+    def seen(self, system: Any, batch: Batch) -> Tensor:
+        """The outputs of a batch, which enter the bank where there is one."""
+        u = system(batch.x)
+        if hasattr(system, "bank"):
+            system.bank.write(batch, u)
+        return u
+
+    def hash_loss(self, system: Any, batch: Batch, u: Tensor) -> Tensor:
+        """The hashing loss of outputs u of a batch."""
+        return self.loss(u, batch.y, getattr(system, "bank", None), system.own)  # type: ignore[operator]
+
+    def validate(
+        self,
+        model: nn.Module,
+        data: Dataset,
+        attack: Any,
+        device: torch.device | str,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        total: Callable[[Tensor], Tensor] = lambda counts: counts,
+    ) -> dict[str, float]:
+        """`map` of the validation examples among themselves, each left out of its own ranking, and where there is an
+        attack `robust_map`, the queries moved and the database not. What is no attack on codes gives its threat and steps
+        to the centre-guided one. Every process does it all."""
+        base = Database.hashed(model, data, device)
+        found = {"map": left_out(base.codes, base)}
+        if attack is None:
+            return found
+        if not hasattr(attack, "database"):
+            attack = CgA(attack.threat, steps=getattr(attack, "steps", 10), step=2.5 / getattr(attack, "steps", 10))
+        attack, moved = changed(attack, database=base), []
+        for begin in range(0, len(data), 256):
+            batch = data.batch(range(begin, min(begin + 256, len(data)))).to(device)
+            z = attack(model, batch.x, batch.y, seed=seed, ids=batch.ids, box=data.space.box)
+            with torch.no_grad():
+                moved.append(torch.where(model(z) >= 0, 1.0, -1.0))
+        return found | {"robust_map": left_out(torch.cat(moved), base)}
+
+
+def labels_of(system: Any, batch: Batch) -> Tensor:
+    """The labels of a batch, 0/1 [n, C]. Raises: BadInput for shares of labels, such as mixing makes."""
+    if batch.y is None:
+        raise bad("y", "none", "labels, which tell what is similar")
+    return as_labels(batch.y, "y", system.classes)
+
+
+def left_out(codes: Tensor, base: Database) -> float:
+    """MAP of queries that are the items of a database themselves, in the same order, each without itself."""
+    relevant = (base.labels @ base.labels.T > 0).double().fill_diagonal_(0)
+    far = (codes.shape[1] - codes @ base.codes.T).fill_diagonal_(float("inf"))
+    ranked = relevant.gather(1, far.argsort(dim=1, stable=True))
+    place = torch.arange(1, len(codes) + 1, device=codes.device)
+    return float(((ranked.cumsum(1) / place * ranked).sum(1) / ranked.sum(1).clamp_min(1)).mean())
+
+
+@component("recipe", "hashing", systems=("cgat",))
+class Hashing(HashingRecipe):
+    """Deep hashing by one of the usual losses: images that share a label get similar codes.
+
+    Ships a `Hasher`: u = tanh(F(x)) in (-1, 1)^bits, whose signs are the code. loss: csq, hashnet, dpsh, dph, dch, dsdh or
+    greedyhash; csq and hashnet hold up on balanced classes, where dph may give all images one code. bits: of a classifier's
+    new head; None takes 32. A hashing model goes on learning. The best epoch is that of the highest MAP among the
+    validation examples, each without itself.
+
+    The official training is SGD 0.01, batch 64, 100 epochs, a tenth of the rate every third.
+    """
+
+    defaults: ClassVar[Mapping[str, Any]] = {
+        "optimizer": "sgd(0.01)",
+        "schedule": "steps((1 / 3, 2 / 3))",
+        "batch": 64,
+        "epochs": 100,
+    }
