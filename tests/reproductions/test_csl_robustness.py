@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from withstand.models.encoder import Probe, encoder_of
+from withstand.models.feature_encoder import Probe, encoder_of
 from withstand.registry import parse
 from withstand.report.files import svg_file
 from withstand.reproductions import csl_robustness as system

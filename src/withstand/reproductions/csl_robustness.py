@@ -16,7 +16,7 @@ from torch import Tensor
 from withstand.attacks import PGD
 from withstand.corruptions import corrupt
 from withstand.hardening.harden import harden
-from withstand.models.encoder import Probe
+from withstand.models.feature_encoder import Probe
 from withstand.protocols import Claim, Dataset, Figure
 from withstand.random import Rows, derive
 from withstand.registry import parse
@@ -49,7 +49,7 @@ ADVERSARIAL: dict[str, str] = {
 RADII = (0.25, 0.5, 1.0, 1.5)
 """At which accuracy is measured, in units of eps."""
 
-_VIEWS = "'crop_flip(1, flip=False)', 'intensity(0.6, 1.2)', 'noise(0.1)'"
+_VIEWS = "'crop_flip(1, flip=False)', 'intensity(0.6, 1.2)', 'add_noise(0.1)'"
 _CPU: dict[str, Any] = {
     "data": "digits", "network": "digits_cnn", "eps": 0.06, "steps": 15, "train": 1000, "test": 500,
     "views": f"[{_VIEWS}]", "contrast": f"tau=0.2, dim=32, views=[{_VIEWS}]",
@@ -141,8 +141,8 @@ def figures(seeds: Sequence[Sequence[Mapping[str, Any]]]) -> list[Figure]:
     mended = ("simsiam", "fnc", "attraction", "afnc", "oracle")
     for reference in ("supcon", "sl_ce"):
         found = [(f"{arm}, {_words(m)}", _closed(seeds, arm, reference, m)) for m in (_HALF, _ONE) for arm in mended]
-        data = _bars("share of the gap", "share", found)
-        caption = f"(method - simclr) / ({reference} - simclr), of means over seeds; 100% is as robust as {reference}."
+        data = _bars("share of the gap", "ratio", found)
+        caption = f"(method - simclr) / ({reference} - simclr), of means over seeds; 1 is as robust as {reference}."
         made.append(Figure("bars", f"Gap to {reference} closed", data, caption))
     epochs = len(_examples(seeds, "afnc", "precision_by_epoch")[0])
     found = [(arm, _examples(seeds, arm, "precision_by_epoch").mean(0)) for arm in ("fnc", "attraction", "afnc")]
