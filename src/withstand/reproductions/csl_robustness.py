@@ -55,7 +55,7 @@ _CPU: dict[str, Any] = {
     "views": f"[{_VIEWS}]", "contrast": f"tau=0.2, dim=32, views=[{_VIEWS}]",
     "negative_free": f"dim=64, views=[{_VIEWS}]",
     "epochs": 50, "batch": 250, "optimizer": "adam(2e-3)", "schedule": "constant", "accelerator": "cpu",
-    "adversarial": {"network": "digits_bn_cnn", "eps": 0.1, "attack": "pgd(linf(0.1), steps=5)", "epochs": 50},
+    "adversarial": {"network": "digits_bn_cnn", "eps": 0.1, "attack": "pgd(linf(0.1), steps=5)", "epochs": 30},
 }  # fmt: skip
 _CIFAR = "'random_resized_crop', 'colour_jitter', 'grayscale'"
 SCALES: dict[str, dict[str, Any]] = {
