@@ -35,7 +35,8 @@ class EncoderRecipe(EmbeddingRecipe):
     """A recipe that ships the features of an encoder, trained without labels.
 
     The last epoch is what counts, since nothing without labels tells which is best; Recall@1 on the validation examples
-    is shown where they have labels. Each process contrasts the examples of its own share of a batch.
+    is shown where they have labels. Each process contrasts the examples of its own share of a batch, and with
+    `accumulate` those of each part.
     """
 
     labelled: ClassVar[bool] = False
