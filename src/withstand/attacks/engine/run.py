@@ -70,6 +70,10 @@ class Attack:
         """Look for points; everything that `p` is asked is remembered. Returns the last iterate, if there is one."""
         raise TypeError(f"{type(self).__name__} defines no search")
 
+    def refuse(self, model: Any, x: Tensor) -> None:
+        """Refuse, before work starts, what this attack was given and does not fit a model or examples like x [1, ...]:
+        a fitted thing of another kind, one for other inputs or classes."""
+
     def problem(self, **settings: Any) -> Problem:
         """The problem that this attack searches; where a method brings its own objective or views, it says so here."""
         own = {

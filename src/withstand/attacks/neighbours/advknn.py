@@ -106,13 +106,16 @@ class AdvKNN(Attack):
         check_weights(kl_weight=self.kl_weight, ce_weight=self.ce_weight)
         self._steps()
 
-    def problem(self, **settings: Any) -> Problem:
-        objective, knn = AwayFromVotes(self.block, self.kl_weight, self.ce_weight), knn_of(settings["model"])
-        block = loaded(self.block)
+    def refuse(self, model: Any, x: Tensor) -> None:
+        knn, block = knn_of(model), loaded(AwayFromVotes(self.block).block)
         if block.classes != knn.classes or block.sizes.tolist() != knn.sizes:
             got = f"a block of {block.extra_repr()}"
             allowed = ", ".join(f"{d} -> {knn.classes}" for d in knn.sizes)
             raise bad("block", got, f"one of {allowed}, fitted to this classifier")
+
+    def problem(self, **settings: Any) -> Problem:
+        self.refuse(settings["model"], settings["x"])
+        objective = AwayFromVotes(self.block, self.kl_weight, self.ce_weight)
         return super().problem(**{"objective": objective, **settings})
 
     def search(self, p: Problem) -> Point:

@@ -93,12 +93,21 @@ class QAIR(Attack):
             raise bad("model", f"{type(model).__name__}, which returns no lists", "a retrieval engine",
                       "E.g. load_model('http://.../retrieve', task='retrieval'), or RetrievalTarget(fn, k).")  # fmt: skip
         engine = model if hasattr(model, "task") else RetrievalTarget(model)
-        if self.substitute is not None:
-            engine.view([], x, self.images)  # refused before the first question
-            module = loaded(self.substitute)
-            with torch.no_grad(), frozen(module):
-                embedded(module, x[:1].to(next(module.parameters(), x).device))
+        self.refuse(engine, x[:1])
         return super().run(Lists(engine), x, None, **context)
+
+    def refuse(self, model: Any, x: Tensor) -> None:
+        if self.substitute is None:
+            return
+        model.view([], x, self.images)
+        module = loaded(self.substitute)
+        with torch.no_grad(), frozen(module):
+            try:
+                embedded(module, x.to(next(module.parameters(), x).device))
+            except RuntimeError as error:
+                shape = "x".join(map(str, x.shape[1:]))
+                got = f"an embedding that fails on images of {shape} ({str(error).splitlines()[0]})"
+                raise bad("substitute", got, f"an embedding of images of {shape}") from error
 
     def search(self, p: Problem) -> Tensor:
         q, estimate, turn = Queries(p, self.queries), Estimate(self.q, self.lam, p), 0
