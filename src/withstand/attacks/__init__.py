@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from withstand.attacks.noise import Noise
     from withstand.attacks.opt import OPT
     from withstand.attacks.pgd import PGD
+    from withstand.attacks.retrieval.plain import NESLists, SimBALists
     from withstand.attacks.retrieval.qair import QAIR
     from withstand.attacks.sign_opt import SignOPT
     from withstand.attacks.square import Square
@@ -74,6 +75,7 @@ __all__ = [
     "MeanGuide",
     "MeanGuideL2",
     "NI",
+    "NESLists",
     "Noise",
     "OPT",
     "PGD",
@@ -85,6 +87,7 @@ __all__ = [
     "SINITIDIM",
     "SSA",
     "SignOPT",
+    "SimBALists",
     "Square",
     "TI",
     "TPA",
