@@ -53,7 +53,11 @@ def main(out: Path = RESULTS, quick: bool = False) -> dict[str, Any]:
             train()
             found.setdefault(name, []).append((time.process_time() - start) / STEPS)
     seconds = {name: round(statistics.median(values), 4) for name, values in found.items()}
-    pairs = [("withstand simclr", "bare"), ("withstand simclr", "bare, our views"), ("withstand afnc", "withstand simclr")]
+    pairs = [
+        ("withstand simclr", "bare"),
+        ("withstand simclr", "bare, our views"),
+        ("withstand afnc", "withstand simclr"),
+    ]
     ratios = {f"{a} / {b}": round(seconds[a] / seconds[b], 3) for a, b in pairs}
     result = {"network": NETWORK, "batch": batch, "steps": STEPS, "seconds": seconds, "ratios": ratios}
     if not quick:
