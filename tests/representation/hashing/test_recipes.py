@@ -21,7 +21,6 @@ from withstand.models.target import Logits, Normalised
 from withstand.protocols import Batch, Seen
 from withstand.random import Rows
 from withstand.registry import parse
-from withstand.representation.hashing.losses import CSQ
 from withstand.representation.hashing.recipe import left_out
 from withstand.training import SGD, Trainer
 from withstand.training.recipe import Step
@@ -183,13 +182,14 @@ def test_an_attack_that_runs_in_parts_for_want_of_memory_keeps_each_example_its_
 
 def test_losses_and_the_tanh_are_taken_in_single_precision_whatever_the_training_is(monkeypatch) -> None:
     seen: list[tuple[torch.dtype, bool]] = []
-    own = CSQ.__call__
+    csq: Any = type(parse("csq", "hashing_loss"))
+    own = csq.__call__
 
     def noted(self: Any, u: Tensor, *rest: Any) -> Tensor:
         seen.append((u.dtype, torch.is_autocast_enabled("cpu")))
         return own(self, u, *rest)
 
-    monkeypatch.setattr(CSQ, "__call__", noted)
+    monkeypatch.setattr(csq, "__call__", noted)
     trainer = Trainer(epochs=1, batch=8, accelerator="cpu", precision="bf16-mixed")
     trainer.fit(parse(f"atrdh(attack={PGD}, bits={K})", "recipe"), cnn(), images(24))
     assert set(seen) == {(torch.float32, False)}
