@@ -88,6 +88,11 @@ def test_a_batch_without_pairs_is_refused(recipe, y):
         recipe.needs_pairs(torch.tensor(y))
 
 
+def test_examples_without_a_label_are_no_class():
+    with pytest.raises(BadInput, match="without a label"):
+        Metric().needs_pairs(torch.tensor([-1, -1, -1, 2, 2, 3]))
+
+
 def test_proxies_need_no_pairs_within_the_batch():
     Metric("proxy_anchor").needs_pairs(torch.arange(6))
 
