@@ -195,6 +195,16 @@ def test_s2sd_by_hand():
     assert int(module.updates) == 2
 
 
+def test_the_embedding_and_each_head_of_s2sd_have_proxies_of_their_own():
+    module = S2SD(PML("proxy_anchor"), dims=(3, 3), weight=0, feature_weight=0).build(4, 3, 6, seed=1).double()
+    e, h, y = unit(12, 3), unit(12, 6, 1), torch.arange(4).repeat(3)
+    proxies = [part.loss.proxies.detach() for part in (module.base, *module.taught)]
+    assert len({tuple(p.flatten().tolist()) for p in proxies}) == 3
+    wide = [F.normalize(head(h)).detach() for head in module.heads]
+    own, *others = (proxy_anchor(z, y, p) for z, p in zip((e, *wide), proxies))
+    assert module(e, y, h).item() == pytest.approx((sum(others) / 2 + own) / 2, abs=1e-9)
+
+
 def test_the_teaching_does_not_reach_the_teachers():
     module = S2SD(CBMLLoss(), dims=(5,), weight=1e6, feature_weight=1e6, delay=0).build(4, 3, 6)
     h = unit(12, 6, 1).float().requires_grad_(True)
