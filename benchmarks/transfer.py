@@ -5,8 +5,12 @@
 Points are made on the CIFAR-10 ResNet-20 and judged on it and on ResNet-32 and ResNet-56, on images that all three get
 right. Both sides take ten steps of a tenth of Linf 8/255 from the clean point with momentum 1. Rounds alternate between the
 sides; ratios are of processor time, the median over rounds, and wall time is recorded beside them. torchattacks has SI only
-with the look-ahead, so that this row is the same stack here. Images that its diversity makes larger ("di, grown") are
-larger inputs to its network; here they are resized back.
+with the look-ahead, so that this row is the same stack here. Images that its diversity makes larger are larger inputs to
+its network: "di, larger" shows them so here as well, "di, grown" resizes them back.
+
+"small network" holds times on two convolutions and two linear layers, whose pass over 32 images takes a few milliseconds:
+there every call that is not the pass itself shows. "whole run" is our time in that of the bare passes, start and checks
+included; "steps" is that of ten further steps.
 """
 
 import argparse
@@ -14,6 +18,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -28,6 +33,7 @@ from withstand.metrics import paired_difference
 
 RESULTS = Path(__file__).parent / "results" / "transfer.json"
 EPS, STEPS = 8 / 255, 10
+SMALL = "cifar10_cnn_a_mix4"
 SURROGATE, TARGETS = "cifar10_resnet20", ("cifar10_resnet32", "cifar10_resnet56")
 Make = Callable[[Tensor, Tensor], Tensor]
 
@@ -38,6 +44,7 @@ PAIRS: dict[str, tuple[Any, str, dict[str, Any]]] = {
     "ni": (_A.NI(_T), "NIFGSM", {}),
     "di": (_A.DI(_T, views=(_A.Diversity(rate=0.9),)), "DIFGSM", {}),
     "di, grown": (_A.DI(_T, views=(_A.Diversity(rate=1.25),)), "DIFGSM", {"resize_rate": 1.25}),
+    "di, larger": (_A.DI(_T, views=(_A.Diversity(rate=1.25, larger=True),)), "DIFGSM", {"resize_rate": 1.25}),
     "ti": (_A.TI(_T), "TIFGSM", {"len_kernel": 5, "diversity_prob": 0.0}),
     "ti-di": (_A.TI(_T, views=(_A.Diversity(rate=0.9),)), "TIFGSM", {"len_kernel": 5, "diversity_prob": 0.5}),
     "si-ni": (_A.SI(_T, views=(_A.Nesterov(), _A.Scale())), "SINIFGSM", {"m": 5}),
@@ -70,7 +77,8 @@ def main(out: Path = RESULTS, quick: bool = False, fresh: bool = False) -> dict[
     before = json.loads(out.read_text()) if out.is_file() and not fresh else {}
     same = {k: before.get(k) for k in found} == found
     beside, steps = (before[k] if same else {} for k in ("beside torchattacks", "one more step"))
-    found |= {"beside torchattacks": beside, "one more step": steps}
+    small = before.get("small network", {}) if same else {}
+    found |= {"beside torchattacks": beside, "one more step": steps, "small network": small}
     for name, (ours, cls, settings) in PAIRS.items():
         if name in beside or (quick and looks(ours) > 1):
             continue
@@ -92,7 +100,39 @@ def main(out: Path = RESULTS, quick: bool = False, fresh: bool = False) -> dict[
             steps[name] = one_more_step(surrogate, name, x, y, rounds)
             write_json(out, found)
             print(name, steps[name], flush=True)
+    for name in ("mi", "ni", "di", "ti"):
+        for images in (8,) if quick else (8, 32, 128):
+            what = f"{name}, {images} images"
+            if what not in small and peer is not None:
+                small[what] = on_a_small_network(peer, name, images, rounds if quick else 4 + 1200 // images)
+                write_json(out, found)
+                print(what, small[what], flush=True)
     return found
+
+
+def on_a_small_network(peer: Any, name: str, images: int, rounds: int) -> dict[str, float]:
+    """Times on the small network, in those of the bare passes and of torchattacks; medians over rounds."""
+    model, (x, y) = pretrained.network(SMALL), pretrained.images(images)
+    ours, cls, settings = PAIRS[name]
+    theirs = _theirs(peer, model, cls, settings)
+    works = {
+        "bare": lambda: [pretrained.one_pass(model, x, y) for _ in range(STEPS)],
+        "ours": lambda: ours(model, x, y),
+        "longer": lambda: replace(ours, steps=2 * STEPS, step=1 / STEPS)(model, x, y),
+        "theirs": lambda: theirs(x, y),
+    }
+    times = [{k: clocked(work)[1] for k, work in works.items()} for _ in range(rounds + 1)][1:]
+
+    def middle(ratio: Callable[[dict[str, float]], float]) -> float:
+        return round(statistics.median(ratio(t) for t in times), 3)
+
+    return {
+        "ratio": middle(lambda t: t["ours"] / t["theirs"]),
+        "whole run": middle(lambda t: t["ours"] / t["bare"]),
+        "steps": middle(lambda t: (t["longer"] - t["ours"]) / t["bare"]),
+        "whole run of torchattacks": middle(lambda t: t["theirs"] / t["bare"]),
+        "milliseconds of a bare pass": round(1e3 * statistics.median(t["bare"] for t in times) / STEPS, 3),
+    }
 
 
 def kept(models: list[nn.Module], n: int) -> tuple[Tensor, Tensor]:

@@ -226,7 +226,8 @@ class View(Protocol):
 class Shaping(Protocol):
     """A transformation of the gradient that may remember: momentum, translation kernels, clipping.
 
-    memory is None at the first step; rows that leave the batch take their memory with them.
+    memory is None at the first step, and what was returned then may be written over; the gradient may not. Rows that leave
+    the batch take their memory with them.
     """
 
     def __call__(self, gradient: Tensor, memory: Tensor | None) -> tuple[Tensor, Tensor | None]: ...

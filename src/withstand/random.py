@@ -9,7 +9,7 @@ Reference: Steele, Lea, Flood, "Fast Splittable Pseudorandom Number Generators",
 import hashlib
 import math
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 
 import torch
 from torch import Tensor
@@ -75,19 +75,27 @@ class Rows:
         """The same source for a selection of the examples (indices or a boolean mask)."""
         return Rows(self.seed, self.ids[index])
 
-    def bits(self, shape: tuple[int, ...], stream: str, step: int = 0) -> Tensor:
-        """[N, *shape] of int64 with all 64 bits random."""
-        key = _mix_(self.ids.long() * _signed(_GOLDEN) + _signed(self.seed * 0xD1342543DE82EF95))
-        key = _mix_(key + _signed(_stream(stream) + step * 0xA0761D6478BD642F))
+    def bits(self, shape: tuple[int, ...], stream: str, step: int | Tensor = 0) -> Tensor:
+        """[N, *shape] of int64 with all 64 bits random. step: a tensor int64 [N] has one for each row."""
+        if isinstance(step, Tensor):
+            place = step * _signed(0xA0761D6478BD642F) + _stream(stream)
+        else:
+            place = _signed(_stream(stream) + step * 0xA0761D6478BD642F)
+        key = _mix_(self._keys + place)
         size = math.prod(shape)
-        counter = torch.arange(1, size + 1, device=self.ids.device) * _signed(_GOLDEN)
+        counter = torch.arange(1, size + 1, device=self.ids.device).mul_(_signed(_GOLDEN))
         return _mix_(key[:, None] + counter).reshape(len(self), *shape)
+
+    @cached_property
+    def _keys(self) -> Tensor:
+        """What the draws of each example start from, int64 [N]."""
+        return _mix_(self.ids.long() * _signed(_GOLDEN) + _signed(self.seed * 0xD1342543DE82EF95))
 
     def uniform(
         self,
         shape: tuple[int, ...],
         stream: str,
-        step: int = 0,
+        step: int | Tensor = 0,
         low: float = 0.0,
         high: float = 1.0,
         dtype: torch.dtype = torch.float32,

@@ -110,9 +110,13 @@ class Linf(Threat):
         return delta.abs().flatten(1).amax(1)
 
     def interval(self, x: Tensor, box: Box) -> tuple[Tensor, Tensor]:
-        """The set inside the box as its lowest and highest point; projection is one clamp between them."""
+        """The set inside the box as its lowest and highest point; projection is one clamp between them. In a box, radii are
+        taken less half a unit in the last place of its ends, so that rounding carries no point outside."""
         eps = per_row(self.radius(x), x)
-        return clip(x - eps, box), clip(x + eps, box)
+        if box is not None and x.dtype in (torch.float32, torch.float64):
+            slack = torch.finfo(x.dtype).eps / 2 * max(abs(box[0]), abs(box[1]))
+            eps = torch.where(eps > 1e4 * slack, eps - slack, eps)
+        return clip_(x - eps, box), clip_(x + eps, box)
 
     def project(self, z: Tensor, x: Tensor, box: Box = None) -> Tensor:
         """The nearest point of the set inside the box (exact)."""

@@ -12,6 +12,7 @@ def unit(n, d, seed=0, dtype=torch.float64):
 
 def anchors(e, y, drop=True):
     """For each anchor its positive and negative cosines, as lists."""
+    e = e.detach()
     for i in range(len(e)):
         s = [float(e[i] @ e[j]) for j in range(len(e))]
         positive = [s[j] for j in range(len(e)) if j != i and y[j] == y[i] and not (drop and s[j] >= 1 - 1e-5)]

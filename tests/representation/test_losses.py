@@ -13,6 +13,8 @@ from withstand.representation.losses import PML, S2SD, CBMLLoss
 from withstand.representation.losses.pairs import as_metric_loss
 
 pml = pytest.importorskip("pytorch_metric_learning")
+pytest.importorskip("pytorch_metric_learning.losses")
+pytest.importorskip("pytorch_metric_learning.miners")
 
 EVEN = torch.arange(4).repeat(5)
 RAGGED = torch.tensor([0, 0, 0, 0, 0, 0, 0, 1, 1, 2, 2, 2, 3, 4, 4, 4, 4, 4, 5, 6])
@@ -126,6 +128,15 @@ def test_multi_similarity_is_a_mean_over_the_anchors_that_are_kept():
     over_all = pml.losses.MultiSimilarityLoss(2, 40, 0.5)
     mined = pml.miners.MultiSimilarityMiner(0.1)(e, y)
     assert float(over_all(e, y, mined)) == pytest.approx(multi_similarity(e, y) / 3, abs=1e-10)
+
+
+def test_the_library_makes_nothing_of_a_single_pair_of_each_kind():
+    e, y = clusters(0, 40, 30, 180), torch.tensor([0, 0, 1, 2])  # of the first anchor; the second's are far apart
+    e[1] = clusters(-40)[0]
+    found = [len(pairs) for pairs in pml.miners.MultiSimilarityMiner(0.1)(e, y)]
+    assert found == [1, 1, 1, 1]
+    assert multi_similarity(e, y) > 0.3
+    assert float(PML().build()(e, y)) == 0
 
 
 @pytest.mark.parametrize("seed", [0, 1])

@@ -225,6 +225,13 @@ def test_views_differ_and_so_do_examples_that_come_twice_and_steps():
     assert torch.equal(torch.stack(halves, 1).flatten(0, 1), made)  # two processes draw what one draws
 
 
+def test_views_are_made_in_full_precision():
+    recipe = parse(f"maxmatch({SMALL})", "recipe")
+    full = crafted(recipe)[1].x
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(crafted(recipe)[1].x, full)
+
+
 def test_the_same_augmentation_twice_has_draws_of_its_own():
     recipe = MaxMatch(strong=["add_noise(0.01)", "add_noise(0.01)"], weak="add_noise(0.1)")
     system = recipe.setup(cnn(), images(8), Rows.count(0, 8))

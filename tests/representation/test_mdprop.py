@@ -162,3 +162,14 @@ def test_a_batch_too_small_for_all_kinds_is_refused(strokes):
     recipe, system, batch, step = made(strokes, 8, kinds=tuple((f"k{i}", 1) for i in range(5)))
     with pytest.raises(BadInput, match="at least 10"):
         recipe.craft(system, batch, step)
+
+
+def test_a_batch_without_pairs_is_refused_before_the_attack(strokes):
+    recipe, system, batch, step = made(strokes)
+    batch.y = torch.arange(16)
+    with pytest.raises(BadInput, match="per_class"):
+        recipe.craft(system, batch, step)
+
+
+def test_the_default_radius_is_the_published_one_without_the_normalisation_of_imagenet():
+    assert MDProp().attack.threat.eps == pytest.approx(0.01 * (0.229 + 0.224 + 0.225) / 3, rel=0.01)

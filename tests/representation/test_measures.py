@@ -86,6 +86,16 @@ def test_sensitivity_of_a_linear_map_is_its_stretch():
     assert torch.allclose(found, torch.tensor([3.0, 3.0, 3.0, 0.0]).double())
 
 
+def test_the_effective_rank_counts_directions():
+    assert m.effective_rank(torch.eye(4)) == pytest.approx(4)
+    assert m.effective_rank(torch.ones(6, 3)) == pytest.approx(1, abs=1e-5)
+    values = torch.tensor([3.0, 1.0])
+    p = values / 4
+    assert m.effective_rank(torch.diag(values)) == pytest.approx(math.exp(-float((p * p.log()).sum())))
+    with pytest.raises(BadInput, match="zero"):
+        m.effective_rank(torch.zeros(3, 2))
+
+
 def test_precision_is_the_share_of_pairs_of_one_label():
     selected = torch.zeros(4, 4, dtype=torch.bool)
     labels = torch.tensor([0, 0, 1, 1])

@@ -65,7 +65,12 @@ def test_autocontrast_stretches_every_channel(x):
 
 
 def test_equalise_is_that_of_pil_to_the_level(x):
-    x = torch.cat([x, x**3, (x > 0.5).float()])
+    large = Rows.count(1, 2).uniform((x.shape[1], 45, 45), "large")  # more than two pixels for each level
+    assert_as_pil(large**2)
+    assert_as_pil(torch.cat([x, x**3, (x > 0.5).float()]))
+
+
+def assert_as_pil(x):
     for channel, ours in zip(x.flatten(0, 1), light.equalise(x).flatten(0, 1), strict=True):
         image = Image.fromarray((channel * 255).round().byte().numpy())
         assert np.array_equal((ours * 255).round().byte().numpy(), np.asarray(ImageOps.equalize(image)))

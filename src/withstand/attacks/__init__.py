@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from withstand.attacks.noise import Noise
     from withstand.attacks.opt import OPT
     from withstand.attacks.pgd import PGD
+    from withstand.attacks.retrieval.plain import NESLists, SimBALists
     from withstand.attacks.retrieval.qair import QAIR
     from withstand.attacks.sign_opt import SignOPT
     from withstand.attacks.square import Square
@@ -82,6 +83,7 @@ __all__ = [
     "MeanGuide",
     "MeanGuideL2",
     "NI",
+    "NESLists",
     "Noise",
     "OPT",
     "P2P",
@@ -95,6 +97,7 @@ __all__ = [
     "SINITIDIM",
     "SSA",
     "SignOPT",
+    "SimBALists",
     "Square",
     "THA",
     "TI",

@@ -114,6 +114,11 @@ class GPGA(Attack):
         if not 0 <= self.weight <= 1:
             raise bad("weight", self.weight, "a number from 0 to 1")
 
+    def refuse(self, model: Any, x: Tensor) -> None:
+        classes = getattr(getattr(model, "space", None), "classes", None)
+        if self.weight > 0 and classes:
+            MatchDeceive(self.guide, self.weight).answer(x, classes)
+
     def problem(self, **settings: Any) -> Problem:
         return super().problem(**{"objective": MatchDeceive(self.guide, self.weight), **settings})
 

@@ -1,6 +1,5 @@
 """Shapings: what happens to the gradient between the oracle and the step."""
 
-import torch
 from torch import Tensor
 
 from withstand.errors import bad
@@ -24,6 +23,9 @@ class Momentum:
 
     def __call__(self, gradient: Tensor, memory: Tensor | None) -> tuple[Tensor, Tensor | None]:
         size = gradient.abs().flatten(1).mean(1).clamp_min(1e-20)
-        unit = gradient / per_row(size, gradient)
-        memory = unit if memory is None else torch.add(unit, memory, alpha=self.decay)
+        size = per_row(size, gradient)
+        if memory is None:
+            memory = gradient / size
+        else:  # in its own memory: new memory costs more than the arithmetic
+            memory = (memory if self.decay == 1 else memory.mul_(self.decay)).addcdiv_(gradient, size)
         return memory, memory

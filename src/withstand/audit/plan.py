@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 import withstand
+from withstand.attacks.engine import Attack
 from withstand.attacks.fit import FittedAttack
 from withstand.audit.check import Check
 from withstand.audit.presets import checks_of
@@ -154,7 +155,18 @@ def make_plan(
     for name, thing in plan.given.items():
         if needs[name] == "model":
             check_compatible(thing, plan.data, labels=name in labelled)
+    for check in chosen.values():
+        refuse_unfit(plan, check)
     return plan
+
+
+def refuse_unfit(plan: Plan, check: Check) -> None:
+    """Let a check's attack refuse what it was given and does not fit the models or the data."""
+    attack = getattr(check, "attack", None)
+    if isinstance(attack, Attack) and type(attack).refuse is not Attack.refuse:
+        for target in plan.models.values():
+            if plan.obstacle(target, check) is None and attack.access in target.access:
+                attack.refuse(target, plan.data.batch([0]).to(plan.device).x)
 
 
 def estimate(plan: Plan, units: Sequence[Unit]) -> str:

@@ -15,7 +15,7 @@ from withstand.audit.check import Check, Table
 from withstand.audit.craft import towards
 from withstand.audit.engines import ENGINES
 from withstand.audit.measure import attack_passes, predict, run_attack
-from withstand.audit.plan import Plan, make_plan
+from withstand.audit.plan import Plan, make_plan, refuse_unfit
 from withstand.audit.run import Report, follow
 from withstand.audit.store import Store
 from withstand.errors import BadInput, bad, unknown
@@ -188,6 +188,8 @@ def _plan(
     counts = [(t.name, t.space.classes) for t in (*plan.models.values(), *others.values()) if t.space.classes]
     if len({classes for _, classes in counts}) > 1:
         raise bad("targets", f"models with different classes: {counts}", "surrogates and targets with the same classes")
+    for check in chosen.values():
+        refuse_unfit(plan, check)
     return Plan(
         plan.models, plan.data, chosen, {**others, **_unlike(plan.models, others)}, "", seed, 128, plan.device, block
     )

@@ -28,16 +28,18 @@ def frozen(module: nn.Module, mode: Mode = "eval") -> Iterator[nn.Module]:
     wanting = [p for p in module.parameters() if p.requires_grad]
     with buffers_kept(module):
         try:
-            module.train(mode == "train")
+            if set(modes) != {mode == "train"}:
+                module.train(mode == "train")
             for parameter in wanting:
                 parameter.requires_grad_(False)
             yield module
         finally:
             for parameter in wanting:
                 parameter.requires_grad_(True)
-            module.train(modes[0])  # for modules that do more in train() than set the flag
-            for part, training in zip(parts, modes):
-                part.training = training
+            if [part.training for part in parts] != modes:
+                module.train(modes[0])  # for modules that do more in train() than set the flag
+                for part, training in zip(parts, modes):
+                    part.training = training
 
 
 @contextmanager

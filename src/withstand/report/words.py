@@ -95,6 +95,14 @@ METRICS: dict[str, tuple[str, str]] = {
     ),
     "aupr": ("Unfamiliar inputs: AUPR", "area under precision against recall, unfamiliar inputs being the positives"),
     "fpr95": ("Unfamiliar inputs: FPR95", "share of the other set mistaken when 95% are found"),
+    "human_auroc": (
+        "Wrong answers and unfamiliar inputs: AUROC",
+        "chance that an input whose answer is wrong, or which is of no class, looks more suspicious than one answered right",
+    ),
+    "human_fpr95": (
+        "Wrong answers and unfamiliar inputs: FPR95",
+        "share of wrong answers let through when 95% of the right ones are",
+    ),
     "detection_auroc": (
         "Detecting attacks: AUROC",
         "chance that a successful adversarial example looks more suspicious than a clean one",

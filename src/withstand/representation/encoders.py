@@ -35,7 +35,8 @@ class EncoderRecipe(EmbeddingRecipe):
     """A recipe that ships the features of an encoder, trained without labels.
 
     The last epoch is what counts, since nothing without labels tells which is best; Recall@1 on the validation examples
-    is shown where they have labels. Each process contrasts the examples of its own share of a batch.
+    is shown where they have labels. Each process contrasts the examples of its own share of a batch, and with
+    `accumulate` those of each part.
     """
 
     labelled: ClassVar[bool] = False
@@ -91,7 +92,7 @@ class EncoderRecipe(EmbeddingRecipe):
         return super().validate(model, data, attack, device, seed, rank, world, total)
 
     def remark(self, history: Sequence[Mapping[str, Any]]) -> str:
-        if history[-1].get("uniformity", -1.0) > -0.05:
+        if len(history) % 10 == 0 and history[-1].get("uniformity", -1.0) > -0.05:  # all begin close together
             return "all projections lie at nearly one point: the training has collapsed. Lower the learning rate, or q_max."
         return ""
 

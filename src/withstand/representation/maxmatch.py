@@ -245,9 +245,10 @@ def vary(batch: Batch, augmentations: Any, step: Step, name: str, classes: int, 
     place = torch.arange(len(batch), device=batch.x.device) * step.world + step.rank
     ids = torch.cat([place + (k << 32) for k in range(copies)])
     made = Batch(torch.cat([batch.x] * copies), None, ids)
-    for i, augmentation in enumerate(augmentations):
-        seed = derive(step.seed, name, i, step.step)
-        made = augmentation(made, replace(step, seed=seed, rows=Rows(seed, ids)), classes)
+    with torch.autocast(batch.x.device.type, enabled=False):  # half precision is for networks, not for places of pixels
+        for i, augmentation in enumerate(augmentations):
+            seed = derive(step.seed, name, i, step.step)
+            made = augmentation(made, replace(step, seed=seed, rows=Rows(seed, ids)), classes)
     return [replace(batch, x=x) for x in made.x.chunk(copies)]
 
 

@@ -53,8 +53,9 @@ class MDProp(Metric):
     as many parts, as equal as can be. norms: "shared" sends all through the same batch norm, which is adversarial training
     on the same examples. kinds=(), is `metric`.
 
-    The published radius, 0.01 for images normalised as for ImageNet, is about 0.00225 here, where images lie in [0, 1];
-    the published start is uniform within 0.0005 of the image, here normal with that standard deviation.
+    The published radius, 0.01 for images normalised as for ImageNet, is about 0.00225 here, where images lie in [0, 1], the
+    range that attacked ones keep to (published: the range of the batch); the published start is uniform within 0.0005 of the
+    image, here normal with that standard deviation.
     kinds=(("single", 1), ("multi", 5), ("unadversarial", "towards_own_class")) adds the unadversarial examples of the
     paper. How those were made could not be confirmed: they are a reconstruction.
 

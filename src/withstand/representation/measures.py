@@ -76,6 +76,19 @@ def representation_measures(z: Tensor, labels: Tensor) -> dict[str, float]:
     return {**class_geometry(z, labels), "uniformity": uniformity(z)}
 
 
+def effective_rank(z: Tensor) -> float:
+    """exp of the entropy of the singular values of features [N, d] as shares of their sum, in [1, min(N, d)]: how many
+    directions are in use. Raises: BadInput where all features are zero.
+
+    Reference: Roy, Vetterli, "The effective rank: a measure of effective dimensionality", EUSIPCO 2007.
+    """
+    values = torch.linalg.svdvals(z.detach().double())
+    if not bool(values.sum() > 0):
+        raise bad("z", "features that are all zero, or not finite", "some other vectors")
+    shares = values[values > 0] / values.sum()
+    return math.exp(-float((shares * shares.log()).sum()))
+
+
 def sensitivity(features: Callable[[Tensor], Tensor], x: Tensor, moved: Tensor) -> Tensor:
     """||f(x + d) - f(x)||_2 / ||d||_2 of each example, [N]; 0 where nothing moved. moved: x + d, like x [N, ...]."""
     with torch.no_grad():

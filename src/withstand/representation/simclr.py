@@ -26,11 +26,11 @@ class Contrastive(EncoderRecipe):
     min mean_i -s_{i i+} + log sum_{a in A(i) minus FN(i)} exp(s_ia), s = cosines of projections over tau.
 
     mode: "simclr": FN empty. "afnc": FN(i) the q(t) most similar views, with q growing from 0 (the adaptive removal).
-    "fnc": the same with q_max from the first step on. "attraction": these views are further positives instead. Two modes
-    use labels, for analysis: "oracle" removes exactly the views of the anchor's class, "supcon" attracts them.
+    "fnc": the same with q_max from the first step on. "attraction": as "afnc", but these views become further positives.
+    Two modes use labels, for analysis: "oracle" removes exactly the views of the anchor's class, "supcon" attracts them.
     tau: temperature. dim, hidden: lengths of the projection and of the hidden layer before it (None: the width of the
     features). q_max: share of the candidates that is taken at most. ramp: shares of the training at which q leaves 0 and
-    reaches q_max; None takes (0.2, 0.6), and (0, 0) for fnc and attraction. threshold: the least cosine of a false
+    reaches q_max; None takes (0.2, 0.6), and (0, 0) for fnc. threshold: the least cosine of a false
     negative. support: score a candidate by the nearer of the anchor's two views. analysis: with labels at hand, log how
     many of the removed views per anchor are of its class (`removed_own_class`, of `removed`); no weight depends on it.
     views: augmentations, drawn apart for the two views.
@@ -60,7 +60,7 @@ class Contrastive(EncoderRecipe):
     @property
     def schedule(self) -> FalseNegativeSchedule:
         """The share that is taken, by progress."""
-        return FalseNegativeSchedule(self.q_max, *(self.ramp or ((0.2, 0.6) if self.mode == "afnc" else (0.0, 0.0))))
+        return FalseNegativeSchedule(self.q_max, *(self.ramp or ((0.0, 0.0) if self.mode == "fnc" else (0.2, 0.6))))
 
     @property
     def reads_labels(self) -> bool:

@@ -36,16 +36,16 @@ WORST = f"worst_of_{DRAWS}"
 
 _DIGITS = {
     "data": "digits", "network": "digits_bn_cnn", "labels": 3, "train": 1200, "test": 597, "batch": 100, "mu": 4,
-    "epochs": 33, "longer": 62, "ema": 0.99, "weak": "crop_flip(1, flip=False)",
+    "epochs": 33, "longer": 62, "lr": 0.03, "ema": 0.99, "weak": "crop_flip(1, flip=False)",
     "strong": "[affine(25, shear=0.25, shift=0.25, scale=0.2), light(0.3, 0.3), add_noise(0.1), cutout(0.375)]",
 }  # fmt: skip
 _FASHION = {
     "data": "fashion_mnist", "size": 14, "network": "mnist_bn_cnn", "train": 3200, "test": 1000, "batch": 80, "mu": 4,
-    "epochs": 8, "ema": 0.99, "weak": "crop_flip(2)", "strong": "[crop_flip(2), randaugment, cutout(0.5)]",
+    "epochs": 8, "lr": 0.03, "ema": 0.99, "weak": "crop_flip(2)", "strong": "[crop_flip(2), randaugment, cutout(0.5)]",
 }  # fmt: skip
 _CIFAR = {
     "data": "cifar10", "network": "wrn_28_2", "train": 30_000, "test": 2000, "batch": 320, "mu": 4, "epochs": 17,
-    "ema": 0.999, "weak": "crop_flip(4)", "strong": "[crop_flip(4), randaugment, cutout(0.5)]",
+    "lr": 0.03, "ema": 0.999, "weak": "crop_flip(4)", "strong": "[crop_flip(4), randaugment, cutout(0.5)]",
     "device": "cuda", "accelerator": "cuda", "precision": "bf16-mixed", "channels_last": True,
 }  # fmt: skip
 _TINY = _DIGITS | {"train": 400, "test": 60, "batch": 50, "epochs": 1, "longer": 2}
@@ -135,7 +135,7 @@ def judged(name: str, model: nn.Module, data: Dataset, s: Mapping[str, Any]) -> 
 
 def _trained(text: str, s: Mapping[str, Any], seed: int) -> nn.Module:
     trainer = Trainer(
-        optimizer="sgd(0.03, weight_decay=5e-4, nesterov=True)",
+        optimizer=f"sgd({s['lr']}, weight_decay=5e-4, nesterov=True)",
         schedule="cosine_arc",
         averaging=f"ema({s['ema']})",
         sampler=f"labelled_and_not({s['mu']})",

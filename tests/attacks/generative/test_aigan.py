@@ -73,6 +73,15 @@ def test_the_hinge_is_free_within_its_bound_and_pulls_along_the_perturbation_bey
     assert torch.allclose(p.grad, torch.tensor([[0.6 / 2, 0.8 / 2], [0.0, 0.0]]))
 
 
+def test_one_target_for_all_is_an_advgan_of_that_class():
+    recipe = AIGAN(**SMALL, target=2, switch=0)
+    assert crafted(recipe, system_of(recipe)).extra["target"].tolist() == [2] * 12
+    with pytest.raises(BadInput, match="a class below 3"):
+        system_of(AIGAN(**SMALL, target=3))
+    with pytest.raises(BadInput, match="target"):
+        AIGAN(**SMALL, target=-1)
+
+
 def test_targets_are_uniform_and_change_with_the_epoch():
     recipe = AIGAN(weights=(1, 0, 0), **SMALL)
     system, batch = system_of(recipe), images().batch(range(24))

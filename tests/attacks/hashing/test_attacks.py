@@ -122,6 +122,20 @@ def test_hag_turns_bits_over_and_alpha_grows(model, queries) -> None:
     assert ALPHAS[-1] == (1.0, 1.0)
 
 
+def test_hag_takes_the_steps_of_a_loop_in_which_alpha_grows(model, queries) -> None:
+    x, _ = queries
+    with torch.no_grad():
+        clean = model(x)
+    z = x.clone()
+    for alpha in (0.1, 0.1, 0.1, 0.1, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0):
+        z = z.detach().requires_grad_(True)
+        u = torch.tanh(alpha * model.head(model.backbone(z)))
+        (g,) = torch.autograd.grad(hag_loss(u, clean).sum(), z)
+        z = torch.minimum(torch.maximum(z - 0.02 * g.sign(), x - 0.1), x + 0.1).clamp(0, 1)
+    attack = HAG(Linf(0.1), steps=10, step=0.2, random_start=False, keep="last", active=False)
+    assert torch.allclose(attack(model, x), z.detach(), atol=1e-9)
+
+
 def test_a_saturated_tanh_hides_the_gradient_that_alpha_shows() -> None:
     class Steep(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -170,6 +184,7 @@ def test_points_are_ordered_by_bits_first_and_outputs_second() -> None:
 def test_farness_is_a_sum_over_bits() -> None:
     g = torch.Generator().manual_seed(1)
     u, codes = torch.tanh(torch.randn(4, 6, generator=g)), sign(torch.randn(3, 6, generator=g))
+    u[0] = 0.9 * codes[1]  # less than a bit away
     found = farness(u, codes, 0.5)
     for i, row in enumerate(u.tolist()):
         for j, r in enumerate(codes.tolist()):

@@ -172,20 +172,27 @@ def test_several_layers_are_attacked_together(deep, deep_block, batch):
     assert r.success.float().mean() > 0.4
 
 
-def test_every_layer_is_paired_with_its_own_votes_at_the_clean_point(deep, deep_block, batch):
+@pytest.mark.parametrize("variant", ["correct", "published"])
+def test_layers_are_paired_with_their_own_votes_at_the_clean_point_or_as_published(deep, deep_block, batch, variant):
     x, y = batch
-    objective = AwayFromVotes(deep_block, kl_weight=0.7, ce_weight=2.0)
+    objective = AwayFromVotes(deep_block, kl_weight=0.7, ce_weight=2.0, variant=variant)
+    layers = deep.layers if variant == "correct" else deep.layers[::-1]
     state = objective.begin(seen_at(deep, x), y, ws.Rows.count(0, len(x)))
     moved = blobs(len(x), 5)[0]
     seen = seen_at(deep, moved)
     expected = torch.zeros(len(x))
-    for i, (layer, weight) in enumerate(zip(deep.layers, deep_block.weight.split(deep.sizes))):
+    for i, (layer, weight) in enumerate(zip(layers, deep_block.weight.split(deep.sizes))):
         q = (seen.features[f">features.{i}"] @ weight + deep_block.bias[i]).log_softmax(1)
         p = deep.votes(x)[layer]
         assert not torch.equal(p, deep.votes(moved)[layer])
         expected = expected + 0.7 * F.kl_div(q, p, reduction="none").sum(1)
         expected = expected + 2 * F.nll_loss(q, p.argmax(1), reduction="none")
     assert torch.allclose(objective(seen, y, state), expected, atol=1e-4)
+
+
+def test_the_attack_passes_its_variant_on(deep, deep_block, batch):
+    made = [AdvKNN(ws.Linf(0.2), deep_block, steps=3, variant=v)(deep, *batch) for v in ("correct", "published")]
+    assert not torch.equal(*made)
 
 
 def test_two_steps_are_those_of_the_sheet(knn, block, batch):

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 import withstand as ws
@@ -148,6 +149,61 @@ def test_diversity_takes_its_share_of_examples_and_oblong_images():
     shown = A.Diversity(probability=0.3).change(x, Rows.count(1, 2000), 0)
     changed = (shown != x).flatten(1).any(1).double().mean()
     assert float(changed) == pytest.approx(0.3, abs=5 * (0.21 / 2000) ** 0.5)
+
+
+def test_larger_diversity_shows_the_frame_itself_and_all_examples_change_together():
+    x = Rows.count(0, 12).uniform((2, 10, 10), "x", dtype=torch.float64)
+    view, rows = A.Diversity(rate=1.5, larger=True), Rows.count(5, 12)
+    changed = 0
+    for look in range(40):
+        shown = view.change(x, rows, look)
+        assert torch.equal(view.change(x[3:5], rows.take(torch.tensor([3, 4])), look), shown[3:5]), "no block decides"
+        if shown.shape == x.shape:
+            assert torch.equal(shown, x)
+            continue
+        changed += 1
+        for i, (_, size, down, across) in enumerate(
+            rows.uniform((4,), "diversity", look, dtype=torch.float64).tolist()
+        ):
+            side = 10 + math.floor(size * 5)
+            top, left = math.floor(down * (15 - side)), math.floor(across * (15 - side))
+            large = F.interpolate(x[i : i + 1], size=(side, side), mode="bilinear")
+            padded = F.pad(large, (left, 15 - side - left, top, 15 - side - top))
+            assert torch.allclose(shown[i : i + 1], padded, atol=1e-12)
+    assert 10 <= changed <= 30
+
+
+@pytest.mark.parametrize("larger", [False, True])
+def test_gradients_pass_back_through_diversity_looks_made_ahead(net, points, larger):
+    x, y = points
+    any_size = nn.Sequential(
+        nn.Conv2d(x.shape[1], 4, 3), nn.Tanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)
+    )
+    any_size.double()
+    view = A.Diversity(rate=1.5, larger=larger)
+    rows = Rows(ws.random.derive(3, "mi"), torch.arange(len(x)))
+    sizes = set()
+
+    def look(z, t, m):
+        point = z.clone().requires_grad_(True)
+        shown = view.change(point, rows, t)
+        sizes.add(shown.shape[2])
+        loss = F.cross_entropy(any_size(shown), y % 3, reduction="sum")
+        return torch.autograd.grad(loss, point)[0]
+
+    found = run(mi(views=(view,), shapings=()), any_size, (x, y % 3)).x_adv
+    assert torch.allclose(found, ascend(x, EPS, 5, look, decay=0.0))
+    assert len(sizes) == 1 + larger
+
+
+def test_larger_diversity_refuses_a_model_of_one_size_before_work_starts(net, points):
+    attack = mi(views=(A.Diversity(rate=1.5, larger=True),))
+    with pytest.raises(BadInput, match=r"larger.*fails on images of"):
+        run(attack, net, points)
+    with pytest.raises(BadInput, match=r"rate.*leaves images"):
+        run(mi(views=(A.Diversity(rate=1.01, larger=True),)), net, points)
+    with pytest.raises(BadInput, match=r"larger.*a rate above 1"):
+        A.Diversity(rate=0.5, larger=True)
 
 
 def test_gradients_pass_back_through_diversity(net, points):

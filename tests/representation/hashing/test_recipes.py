@@ -17,7 +17,6 @@ from withstand.models.hashing import Hasher, hasher_in
 from withstand.protocols import Batch
 from withstand.random import Rows
 from withstand.registry import parse
-from withstand.representation.hashing.recipe import left_out
 from withstand.training import SGD, Trainer
 from withstand.training.recipe import Step
 
@@ -234,10 +233,3 @@ def test_a_hashing_model_keeps_its_bits() -> None:
 def test_settings_that_cannot_be_are_refused(text, told) -> None:
     with pytest.raises(BadInput, match=told):
         parse(text, "recipe")
-
-
-def test_left_out_of_equal_codes_is_the_share_of_relevant_ones() -> None:
-    class Base:
-        codes, labels = torch.ones(4, 2), torch.eye(2)[[0, 0, 0, 0]]
-
-    assert left_out(Base.codes, Base) == 1.0  # type: ignore[arg-type]

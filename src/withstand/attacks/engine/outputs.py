@@ -1,5 +1,6 @@
 """What a model gives back, its logits and its gradients, and what is refused of it."""
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
@@ -54,7 +55,7 @@ def needs_gradient(value: Tensor) -> None:
 
 def usable(gradient: Tensor) -> Tensor:
     """The gradient with zeros for what is not finite, said once: one NaN would carry the whole point away."""
-    if bool(torch.isfinite(gradient.sum())) or bool(torch.isfinite(gradient).all()):
+    if math.isfinite(gradient.sum()) or bool(torch.isfinite(gradient).all()):
         return gradient
     warnings.warn(MASKED, RuntimeWarning, stacklevel=2)
     return torch.where(torch.isfinite(gradient), gradient, 0.0)

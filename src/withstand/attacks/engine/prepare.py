@@ -20,9 +20,9 @@ def prepared(call: Callable[[Tensor], Any], module: nn.Module | None, x: Tensor)
     1e-5 of the largest value: whatever the model does elsewhere with what was folded shows up there. Models with hooks
     are left alone, since their owners watch every call.
     """
-    if module is None or x.dim() != 4 or any(getattr(m, h) for m in module.modules() for h in _HOOKS):
+    if module is None or x.dim() != 4 or not any(type(m) is nn.BatchNorm2d for m in module.modules()):
         return None
-    if not any(type(m) is nn.BatchNorm2d for m in module.modules()):
+    if any(getattr(m, h) for m in module.modules() for h in _HOOKS):
         return None
     try:
         twin = copy.deepcopy(module).eval().requires_grad_(False)

@@ -1,5 +1,6 @@
 """One block of examples under attack: everything that a search may ask, and everything that is remembered for it."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -256,7 +257,9 @@ class Problem:
 
     def _count(self) -> None:
         for kind, number in enumerate(self._uncounted):
-            if number:
+            if number and len(self.alive) == len(self.x):
+                self._passes[kind] += number
+            elif number:
                 self._passes[kind, self.alive] += number
         self._uncounted = [0, 0]
 
@@ -358,9 +361,11 @@ class Problem:
             seen = self._see(point)
             value = self.objective(seen, self.y_alive, self.state)
             needs_gradient(value)
-            (gradient,) = torch.autograd.grad(value.sum(), point)
+            total = value.sum()
+            (gradient,) = torch.autograd.grad(total, point)
         self.passes(1, 1)
-        self._refuse_nan(seen, value)
+        if not math.isfinite(total.detach()):
+            self._refuse_nan(seen, value)
         if not self._viewed:
             self._remember(self.alive, x.detach(), seen, value.detach(), self.state)
         return usable(gradient), value.detach()

@@ -1,6 +1,7 @@
 """Running an attack: blocks, the model's state, what counts as a result, and the checks that always hold."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
@@ -69,6 +70,10 @@ class Attack:
         """Look for points; everything that `p` is asked is remembered. Returns the last iterate, if there is one."""
         raise TypeError(f"{type(self).__name__} defines no search")
 
+    def refuse(self, model: Any, x: Tensor) -> None:
+        """Refuse, before work starts, what this attack was given and does not fit a model or examples like x [1, ...]:
+        a fitted thing of another kind, one for other inputs or classes."""
+
     def problem(self, **settings: Any) -> Problem:
         """The problem that this attack searches; where a method brings its own objective or views, it says so here."""
         own = {
@@ -126,7 +131,7 @@ class Attack:
         with ExitStack() as stack:
             stack.enter_context(frozen(module, self.mode) if module is not None else nullcontext())
             stack.enter_context(torch.random.fork_rng(cuda_of(x)))
-            torch.manual_seed(derive(seed, "model") & 0x7FFFFFFF)
+            _seed(derive(seed, "model") & 0x7FFFFFFF, x.device)
             reads = set(getattr(getattr(self, "objective", None), "reads", ())) - {"logits", "input"}
             eager = self.prepares and self.mode == "eval" and precision is None and not reads
             twin = prepared(call, module, x) if eager else None
@@ -212,13 +217,14 @@ def finish(p: Problem, found: Tensor, threat: Threat) -> AttackResult:
         beyond = threat.distance(x.double(), found.double()) > threat.radius(x).double() * (1 + 1e-6)
         found = torch.where(per_row(beyond, x), x, found)
         p.won = p.won & ~beyond
-    z = seal(found, x, threat, p.box) if p.parameterisation is None else found
-    distance = threat.distance(x.double(), z.double())
-    outside = ~threat.contains(x, z) if p.parameterisation is None else torch.zeros_like(p.won)
-    if bool(outside.any()):  # a nearest point beyond eps is no success under that eps
-        z = torch.where(per_row(outside, x), x, z)
-        distance = torch.where(outside, 0.0, distance)
-    success = p.won & ~outside
+    z, distance = seal(found, x, threat, p.box) if p.parameterisation is None else (found, _distance(threat, x, found))
+    success = p.won
+    if p.parameterisation is None and threat.eps is not None:
+        outside = distance > threat.radius(x).double() + 1e-6
+        if bool(outside.any()):  # a nearest point beyond eps is no success under that eps
+            z = torch.where(per_row(outside, x), x, z)
+            distance = torch.where(outside, 0.0, distance)
+            success = success & ~outside
     return AttackResult(
         z,
         success,
@@ -231,19 +237,39 @@ def finish(p: Problem, found: Tensor, threat: Threat) -> AttackResult:
     )
 
 
-def seal(z: Tensor, x: Tensor, threat: Threat, box: Any) -> Tensor:
-    """Rounding may carry a point a hair outside; such points are pulled towards x until they are inside."""
+def seal(z: Tensor, x: Tensor, threat: Threat, box: Any) -> tuple[Tensor, Tensor]:
+    """The points and their distance, float64 [N]. Rounding may carry a point a hair outside; such points are pulled towards
+    x until they are inside."""
     z = z.to(x.dtype)
-    z = z if box is None else z.clamp(*box)
+    if box is not None and any(not box[0] <= float(end) <= box[1] for end in z.aminmax()):
+        z = z.clamp(*box)
     if threat.eps is None:
-        return z
-    radius = threat.radius(x).double()
-    distance = threat.distance(x.double(), z.double())
-    over = (distance > radius) & (distance <= radius * (1 + 1e-3) + 1e-6)
-    if not bool(over.any()):
-        return z
-    shrink = per_row(torch.where(over, radius / distance.clamp_min(1e-12) * (1 - 1e-7), 1.0), x)
-    return torch.where(per_row(over, x), (x.double() + (z.double() - x.double()) * shrink).to(x.dtype), z)
+        return z, _distance(threat, x, z)
+    radius, distances, mended = threat.radius(x).double(), [], None
+    for part, near, a, b in _pieces(threat, x, z):
+        distance, eps = near.distance(a, b), radius[part]
+        over = (distance > eps) & (distance <= eps * (1 + 1e-3) + 1e-6)
+        if bool(over.any()):
+            shrink = per_row(torch.where(over, eps / distance.clamp_min(1e-12) * (1 - 1e-7), 1.0), x)
+            mended = z.clone() if mended is None else mended
+            mended[part] = torch.where(per_row(over, x), a + (b - a) * shrink, b).to(x.dtype)
+            distance = near.distance(a, mended[part].double())
+        distances.append(distance)
+    return z if mended is None else mended, torch.cat(distances)
+
+
+def _distance(threat: Threat, x: Tensor, z: Tensor) -> Tensor:
+    return torch.cat([near.distance(a, b) for _, near, a, b in _pieces(threat, x, z)])
+
+
+def _pieces(threat: Threat, x: Tensor, z: Tensor) -> Iterator[tuple[slice, Threat, Tensor, Tensor]]:
+    """x and z in double precision with their threat, on a CPU a few rows at a time: memory of that size is used again, while
+    larger pieces are new to the process each time, which costs several times the arithmetic."""
+    few = len(x) if x.is_cuda else max(1, (1 << 14) // x[0].numel())
+    for i in range(0, len(x), few):
+        part = slice(i, min(i + few, len(x)))
+        near = threat if few >= len(x) else threat.take(torch.arange(part.start, part.stop))
+        yield part, near, x[part].double(), z[part].double()
 
 
 def check_inputs(x: Any, y: Any, box: tuple[float, float] | None) -> None:
@@ -253,12 +279,13 @@ def check_inputs(x: Any, y: Any, box: tuple[float, float] | None) -> None:
         raise bad("x", got, "a float tensor [N, ...]", "Divide uint8 images by 255.")
     if x.dim() < 2 or len(x) == 0:
         raise bad("x", f"shape {tuple(x.shape)}", "a batch [N, ...] with N >= 1", "A single example needs x[None].")
-    if not bool(torch.isfinite(x).all()):
+    low, high = (float(end) for end in x.aminmax())  # NaN if there is one
+    if not math.isfinite(low + high):
         raise bad("x", "NaN or infinite values", "finite values")
-    if box is not None and (float(x.min()) < box[0] or float(x.max()) > box[1]):
+    if box is not None and (low < box[0] or high > box[1]):
         raise bad(
             "x",
-            f"values in [{float(x.min()):.4g}, {float(x.max()):.4g}]",
+            f"values in [{low:.4g}, {high:.4g}]",
             f"values in [{box[0]:g}, {box[1]:g}]",
             "Put the normalisation inside the model (load_model(mean=, std=)) and give images in [0, 1].",
         )
@@ -293,6 +320,15 @@ def callable_of(model: Any, access: str) -> tuple[Callable[[Tensor], Any], nn.Mo
 def box_of(model: Any) -> tuple[float, float] | None:
     space = getattr(model, "space", None)
     return space.box if space is not None and hasattr(space, "box") else (0.0, 1.0)
+
+
+def _seed(seed: int, device: torch.device) -> None:
+    """Seed what models on this device draw from (`torch.manual_seed` does so for every kind of device, at a price)."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.default_generators[device.index or 0].manual_seed(seed)
+    elif device.type != "cpu":
+        torch.manual_seed(seed)
 
 
 def _default_block(x: Tensor) -> int:

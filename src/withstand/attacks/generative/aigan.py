@@ -43,7 +43,8 @@ class AIGAN(Recipe):
 
     attack: the attacker; its threat, which must be Linf, is the generator's. weights: None takes (1, 1, 1.5) for two_stage
     and (1, 1, 0) for robust_d. switch=0 leaves A out, which is a conditional AdvGAN; with w2 = 0 there is neither A nor D.
-    A switch beyond the last epoch leaves x out instead, with a warning. optimizer: of D; its rate stays as it is, our
+    A switch beyond the last epoch leaves x out instead, with a warning. target: one class for all images instead of a random
+    one for each; with switch=0 an AdvGAN, of which each class takes one. optimizer: of D; its rate stays as it is, our
     choice, while that of G follows the trainer's schedule. ngf, blocks: of G; D has ngf, 2 ngf and 4 ngf channels.
 
     What is shipped is G: see the attack `targeted_generated`. Judge it on all targets but the label, on images that C has
@@ -60,6 +61,7 @@ class AIGAN(Recipe):
     weights: tuple[float, float, float] | None = None
     bound: float = 0.3
     switch: int = 10
+    target: int | None = None
     ngf: int = 64
     blocks: int = 4
     optimizer: OptimizerField = Adam(1e-3)
@@ -86,6 +88,8 @@ class AIGAN(Recipe):
             )
         if min(self.terms) < 0 or self.terms[0] == 0:
             raise bad("weights", self.weights, "three numbers >= 0, the first > 0")
+        if self.target is not None and self.target < 0:
+            raise bad("target", self.target, "a class >= 0, or None for a random one for each image")
         for name, least in (("ngf", 1), ("blocks", 0), ("switch", 0), ("bound", 0)):
             if getattr(self, name) < least:
                 raise bad(name, getattr(self, name), f"a number >= {least}")
@@ -111,6 +115,8 @@ class AIGAN(Recipe):
             raise bad(
                 "data", f"{len(data.classes)} classes", f"the {classes} of the model", "Its labels are targets too."
             )
+        if self.target is not None and self.target >= classes:
+            raise bad("target", self.target, f"a class below {classes}")
         discriminator = Discriminator(x.shape[1], self.ngf, classes if self.variant == "robust_d" else 0)
         generator = self.deploy(None, Space(tuple(x.shape[1:]), data.space.box, classes))
         for part in (*generator.modules(), *discriminator.modules()):
@@ -136,7 +142,10 @@ class AIGAN(Recipe):
         if step.step == step.rank == 0 and self._never_switches(step.epochs):
             text = f"aigan: switch={self.switch} lies beyond the last of {step.epochs} epochs: the discriminator never sees"
             warnings.warn(f"{text} a clean image. Lower it (by default a sixtieth of the epochs).", stacklevel=2)
-        target = step.rows.integers((), 0, system.model.classes, "target")
+        if self.target is None:
+            target = step.rows.integers((), 0, system.model.classes, "target")
+        else:
+            target = torch.full_like(step.rows.ids, self.target)
         extra: dict[str, Any] = {"target": target, "real": batch.x}
         if self.terms[1] and self.variant == "robust_d":
             inner = replace(self.attack, objective=CrossEntropy())

@@ -61,6 +61,9 @@ class Generated(Attack):
             y = torch.zeros(len(x), dtype=torch.int64, device=x.device)  # never read: saves the pass that finds labels
         return super().run(model, x, y, **context)
 
+    def refuse(self, model: Any, x: Tensor) -> None:
+        self.generate(x)
+
     def search(self, p: Problem) -> Tensor | None:
         if self.keep == "best":
             p.clean  # noqa: B018 (the clean point counts as a candidate)
@@ -139,6 +142,14 @@ class TargetedGenerated(Generated):
             return found
         success = found.success & (torch.as_tensor(self.target, device=y.device) != y)
         return replace(found, success=success, cost_at_success=torch.where(success, found.cost_at_success, -1))
+
+    def refuse(self, model: Any, x: Tensor) -> None:
+        aim = 0 if self.target is None else torch.as_tensor(self.target).flatten()[:1].item()
+        self.generate(x, torch.full((1,), int(aim), device=x.device))
+        known = getattr(load_fitted(self.generator, "generator"), "classes", None)
+        classes = getattr(getattr(model, "space", None), "classes", None)
+        if known and classes and known != classes:
+            raise bad("generator", f"one for {known} classes", f"one for the model's {classes}", "Fit one on it.")
 
     def aims(self, p: Problem) -> Tensor:
         chosen = p.objective.target

@@ -1,6 +1,6 @@
 """AdvKNN: votes have no gradient, so a network that has learned to tell them is attacked in their place."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import PlainValidator
@@ -44,11 +44,13 @@ class AwayFromVotes:
     without the cross-entropy or a random start, its gradient there is little but noise.
 
     block: what `knn_block` fitted to the attacked classifier. ce_weight: None takes 20 for one layer and 0.3 for several.
+    variant: "published" pairs the layers as the released code does, the first one's votes with the last one's block.
     """
 
     block: BlockField = None
     kl_weight: float = 1.0
     ce_weight: float | None = None
+    variant: Literal["correct", "published"] = "correct"
 
     coupled = False
     criterion = Misclassified()
@@ -70,6 +72,7 @@ class AwayFromVotes:
     def __call__(self, seen: Seen, y: Tensor, state: State) -> Tensor:
         block, votes = loaded(self.block).to(seen.input.device), state["votes"]
         told = block([seen.features[f">features.{i}"] for i in range(len(block.sizes))])
+        told = told.flip(1) if self.variant == "published" else told
         value = ce_weight_of(self.ce_weight, votes) * disagreement(told, votes)
         return (value + self.kl_weight * divergence(told, votes)).sum(1)
 
@@ -84,8 +87,8 @@ class AdvKNN(Attack):
     block: what `knn_block` fitted to the attacked classifier, or "artefact:FOLDER". step: as a share of eps. kl_weight,
     ce_weight: see `away_from_votes`; kl_weight=0 is the attack without consistency learning, and the stronger one where
     the block is surer than the votes are: away from their shares is surer still. The released code averages
-    the divergence over the classes as well (kl_weight=1/C), leaves it out of FGSM on one layer, and with several layers
-    pairs the votes of the first with the block of the last, which is not followed.
+    the divergence over the classes as well (kl_weight=1/C), leaves it out of FGSM on one layer (kl_weight=0), and with
+    several layers pairs the votes of the first with the block of the last (variant="published").
 
     Reference: Li, Chen, He, Xue, "AdvKnn: Adversarial Attacks On K-Nearest Neighbor Classifiers With Approximate
     Gradients", 2019, arXiv 1911.06591; radius, steps and weights as in the official code.
@@ -98,6 +101,7 @@ class AdvKNN(Attack):
     random_start: Annotated[bool | float, PlainValidator(start_of)] = False
     kl_weight: float = 1.0
     ce_weight: float | None = None
+    variant: Literal["correct", "published"] = "correct"
 
     access = "features"
 
@@ -106,13 +110,16 @@ class AdvKNN(Attack):
         check_weights(kl_weight=self.kl_weight, ce_weight=self.ce_weight)
         self._steps()
 
-    def problem(self, **settings: Any) -> Problem:
-        objective, knn = AwayFromVotes(self.block, self.kl_weight, self.ce_weight), knn_of(settings["model"])
-        block = loaded(self.block)
+    def refuse(self, model: Any, x: Tensor) -> None:
+        knn, block = knn_of(model), loaded(AwayFromVotes(self.block).block)
         if block.classes != knn.classes or block.sizes.tolist() != knn.sizes:
             got = f"a block of {block.extra_repr()}"
             allowed = ", ".join(f"{d} -> {knn.classes}" for d in knn.sizes)
             raise bad("block", got, f"one of {allowed}, fitted to this classifier")
+
+    def problem(self, **settings: Any) -> Problem:
+        self.refuse(settings["model"], settings["x"])
+        objective = AwayFromVotes(self.block, self.kl_weight, self.ce_weight, self.variant)
         return super().problem(**{"objective": objective, **settings})
 
     def search(self, p: Problem) -> Point:

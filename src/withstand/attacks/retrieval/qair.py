@@ -8,17 +8,16 @@ from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import PlainValidator
-from torch import Tensor, nn
+from torch import Tensor
 
-from withstand.attacks.engine import Attack, AttackResult, Problem
+from withstand.attacks.engine import Problem
 from withstand.attacks.engine.needs import needs_positive
 from withstand.attacks.engine.queries import Queries
-from withstand.attacks.pgd import needs_fixed_set
 from withstand.attacks.retrieval.estimate import Estimate, nonzero, open_rows
-from withstand.attacks.retrieval.relevance import Gain, Lists, Relevance
+from withstand.attacks.retrieval.plain import OnLists
+from withstand.attacks.retrieval.relevance import Gain
 from withstand.attacks.retrieval.substitute import Prior, Substitute, embedded, loaded, prior_of
 from withstand.errors import bad
-from withstand.models.retrieval import RetrievalTarget
 from withstand.models.state import frozen
 from withstand.registry import component
 from withstand.threats import Linf, ThreatField, per_row
@@ -27,7 +26,7 @@ _GROWTH = 1.5  # of sigma, after directions that changed nothing
 
 
 @component("attack", "qair", systems=("qair",))
-class QAIR(Attack):
+class QAIR(OnLists):
     """Prior-guided query attack on a search engine that shows its top-k list and nothing else.
 
     It lowers L(z) = sum_i w_i w_pos(i), the relevance of the clean list R in the list at z (`relevance`), until no item of R
@@ -72,33 +71,25 @@ class QAIR(Attack):
     access = "top_k"
 
     def __post_init__(self) -> None:
-        needs_fixed_set(self)
+        self.needs_queries()
         needs_positive(self, "sigma", "step")
-        if self.queries < 2:
-            raise bad("queries", self.queries, "a whole number >= 2", "The clean list costs the first one.")
         if self.q < 0 or (self.q == 0 and self.substitute is None):
             raise bad("q", self.q, "a whole number >= 1, or 0 with a substitute to follow")
         if not isinstance(self.lam, str) and not 0 <= self.lam <= 1:
             raise bad("lam", self.lam, 'a number from 0 to 1, or "auto"')
 
-    @property
-    def objective(self) -> Relevance:
-        """Minus the relevance of the clean list."""
-        return Relevance(self.gain)
-
-    def run(self, model: Any, x: Tensor, y: Tensor | None = None, **context: Any) -> AttackResult:
-        """See `Attack.run`. model: a retrieval target, or a function of images [N, C, H, W] to lists of ids. Labels play no
-        part."""
-        if isinstance(model, nn.Module) or getattr(model, "task", "retrieval") != "retrieval":
-            raise bad("model", f"{type(model).__name__}, which returns no lists", "a retrieval engine",
-                      "E.g. load_model('http://.../retrieve', task='retrieval'), or RetrievalTarget(fn, k).")  # fmt: skip
-        engine = model if hasattr(model, "task") else RetrievalTarget(model)
-        if self.substitute is not None:
-            engine.view([], x, self.images)  # refused before the first question
-            module = loaded(self.substitute)
-            with torch.no_grad(), frozen(module):
-                embedded(module, x[:1].to(next(module.parameters(), x).device))
-        return super().run(Lists(engine), x, None, **context)
+    def refuse(self, model: Any, x: Tensor) -> None:
+        if self.substitute is None:
+            return
+        model.view([], x, self.images)
+        module = loaded(self.substitute)
+        with torch.no_grad(), frozen(module):
+            try:
+                embedded(module, x.to(next(module.parameters(), x).device))
+            except RuntimeError as error:
+                shape = "x".join(map(str, x.shape[1:]))
+                got = f"an embedding that fails on images of {shape} ({str(error).splitlines()[0]})"
+                raise bad("substitute", got, f"an embedding of images of {shape}") from error
 
     def search(self, p: Problem) -> Tensor:
         q, estimate, turn = Queries(p, self.queries), Estimate(self.q, self.lam, p), 0

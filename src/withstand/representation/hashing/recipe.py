@@ -20,6 +20,7 @@ from withstand.registry import component
 from withstand.registry import replace as changed
 from withstand.representation.hashing.bank import Bank
 from withstand.representation.hashing.losses import CSQ, LossField
+from withstand.representation.metrics import code_scores, means
 from withstand.training.recipe import Recipe, Step, System
 
 BITS = 32
@@ -111,7 +112,8 @@ class HashingRecipe(Recipe):
         attack `robust_map`, the queries moved and the database not. What is no attack on codes gives its threat and steps
         to the centre-guided one. Every process does it all."""
         base = Database.hashed(model, data, device)
-        found = {"map": left_out(base.codes, base)}
+        own = torch.arange(len(data))
+        found = {"map": _map(base.codes, base, own)}
         if attack is None:
             return found
         if not hasattr(attack, "database"):
@@ -122,7 +124,13 @@ class HashingRecipe(Recipe):
             z = attack(model, batch.x, batch.y, seed=seed, ids=batch.ids, box=data.space.box)
             with torch.no_grad():
                 moved.append(torch.where(model(z) >= 0, 1.0, -1.0))
-        return found | {"robust_map": left_out(torch.cat(moved), base)}
+        return found | {"robust_map": _map(torch.cat(moved), base, own)}
+
+
+def _map(codes: Tensor, base: Database, own: Tensor) -> float:
+    """MAP of queries that stand in the database at the positions `own`, each without itself."""
+    held = [t.cpu() for t in (codes, base.labels, base.codes, base.labels)]
+    return means(code_scores(*held, radius=None, lone="zero", without=own))["map"]
 
 
 def labels_of(system: Any, batch: Batch) -> Tensor:
@@ -130,15 +138,6 @@ def labels_of(system: Any, batch: Batch) -> Tensor:
     if batch.y is None:
         raise bad("y", "none", "labels, which tell what is similar")
     return as_labels(batch.y, "y", system.classes)
-
-
-def left_out(codes: Tensor, base: Database) -> float:
-    """MAP of queries that are the items of a database themselves, in the same order, each without itself."""
-    relevant = (base.labels @ base.labels.T > 0).double().fill_diagonal_(0)
-    far = (codes.shape[1] - codes @ base.codes.T).fill_diagonal_(float("inf"))
-    ranked = relevant.gather(1, far.argsort(dim=1, stable=True))
-    place = torch.arange(1, len(codes) + 1, device=codes.device)
-    return float(((ranked.cumsum(1) / place * ranked).sum(1) / ranked.sum(1).clamp_min(1)).mean())
 
 
 @component("recipe", "hashing", systems=("cgat",))

@@ -40,6 +40,8 @@ class PML(MetricLoss):
     or a class such as "CircleLoss", without a miner. settings: arguments of the class that differ. Where the class learns
     proxies, it gets the number of classes and the width of the embedding, and proxies that the seed decides.
 
+    Of a batch in which no more than one positive and one negative pair are mined the library makes 0.
+
     Reference: Musgrave, Belongie, Lim, "PyTorch Metric Learning", 2020, arXiv 2008.09164.
     """
 
