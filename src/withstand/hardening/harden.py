@@ -72,7 +72,8 @@ def harden(
     out: a folder for checkpoints, history and weights; the same call with the same folder goes on where it stopped.
     validation: a data set, or the share of the examples that is held out, of each class its part; None: no validation, the
     last weights count. judge: the attack by which the best epoch is chosen; "auto" takes PGD with ten steps in the threat
-    of the recipe's attack, if it has one and ships a classifier; "none" the clean accuracy (of embeddings: the recall).
+    of the recipe's attack, if it has one and ships a classifier or codes (against which the centre-guided attack takes its
+    place); "none" the clean accuracy (of embeddings: the recall, of codes: MAP).
     trainer, or its settings one by one: epochs, batch, optimizer, schedule, averaging, ..., which override the recipe's
     own; see `Trainer`. name: of the result in tables.
 
@@ -113,7 +114,7 @@ def judge_of(judge: Any, recipe: Any) -> Any:
         return None
     if judge != "auto":
         return coerce("attack")(judge)
-    if recipe.task != "classification":
+    if recipe.task not in ("classification", "hashing"):
         return None
     inner = recipe
     while hasattr(inner, "recipe"):  # wrappers such as AWP

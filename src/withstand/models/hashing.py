@@ -12,7 +12,8 @@ class Hasher(nn.Module):
     """Images to u = tanh(F(x)) in (-1, 1), [N, K], F a backbone with a linear head; the code is the sign, 1 for 0.
 
     backbone: images to features [N, width]; normalisation lives in it. bits: K. The submodule `head` returns F(x), which
-    attacks read that soften the tanh. `codes(x)` returns the codes.
+    attacks read that soften the tanh. `codes(x)` returns the codes. The tanh is taken in single precision at least: in
+    bfloat16 it is 1 from F = 3.5 on, where neither a loss nor an attack would have a gradient any more.
 
     The head begins without a bias and with weights of deviation 0.64 / sqrt(width): that is the 0.01 of the official code
     for its width of 4096. Narrower features with 0.01 would begin with outputs so near zero that pairwise losses, whose
@@ -29,7 +30,8 @@ class Hasher(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.tanh(self.head(self.backbone(x)))
+        reals = self.head(self.backbone(x))
+        return torch.tanh(reals.float() if reals.dtype in {torch.float16, torch.bfloat16} else reals)
 
     def codes(self, x: Tensor) -> Tensor:
         """Codes in {-1, 1}, [N, K]."""

@@ -69,20 +69,28 @@ def test_labels_may_be_class_indices(model, queries, base) -> None:
 def test_dhta_draws_to_its_anchor(model, queries, base) -> None:
     x, y = queries
     attack = DHTA(Linf(0.1), steps=4, step=0.3, target=1, anchors=100, database=base, keep="last", active=False)
-    code = base.codes[base.labels[:, 1] > 0].sum(0).sign().double().expand(12, -1)  # all items of the class
+    alone = (base.labels == torch.eye(CLASSES)[1]).all(1)
+    assert 0 < int(alone.sum()) < int((base.labels[:, 1] > 0).sum())
+    code = base.codes[alone].sum(0).sign().double().expand(12, -1)  # all items of the class and of no other
     assert torch.allclose(attack(model, x, y), by_hand(model, x, code, False, 0.1, 4, 0.3), atol=1e-9)
 
 
-def test_anchors_are_sums_of_items_with_the_wanted_label(base) -> None:
+def test_anchors_are_sums_of_items_with_just_the_wanted_labels_or_else_of_those_that_share_one(base) -> None:
+    both = torch.tensor([[0.0, 1.0, 1.0, 0.0]])
+    for labels in (base.labels, base.labels[(base.labels != both).any(1)]):
+        codes = base.codes[: len(labels)]
+        exact = (labels == both).all(1)
+        items = codes[exact if bool(exact.any()) else (labels @ both[0]) > 0]
+        assert torch.equal(anchor_codes(both, labels, codes, 100, Rows.count(0, 1))[0], items.sum(0).sign())
     wanted = torch.eye(CLASSES)[[0, 1, 2, 3] * 5]
     rows = Rows.count(0, len(wanted))
     one = anchor_codes(wanted, base.labels, base.codes, 1, rows)
     for code, y in zip(one, wanted):
-        items = base.codes[(base.labels @ y) > 0]
+        items = base.codes[(base.labels == y).all(1)]
         assert bool((items == code).all(1).any())
     assert len(one[::4].unique(dim=0)) > 1  # drawn for each query
     three = anchor_codes(wanted, base.labels, base.codes, 3, rows)
-    assert bool((three != 0).all())
+    assert bool((three[::4] != 0).all())  # the class has three items of its own
 
 
 def test_targets_share_no_label_with_the_query(queries, base) -> None:
@@ -240,6 +248,19 @@ def test_prototype_loss_is_two_logsumexps() -> None:
     assert float(prototype_loss(h, y, codes, labels)) == pytest.approx(math.log(low) + math.log(high), rel=1e-5)
 
 
+def test_prototypes_are_of_label_sets_that_hold_a_label(model, base) -> None:
+    y = base.labels.clone()
+    y[:3] = 0
+    data = from_arrays(Rows.count(5, 30).uniform((1, 8, 8), "x").numpy(), y.numpy() > 0, name="some")
+    single: Any = model.float()
+    try:
+        kinds: Any = Prototypes(bits=BITS, hidden=4, feature=4).setup(single, data, Rows.count(0, 30)).kinds
+    finally:
+        model.double()
+    assert len(kinds) == len(y.unique(dim=0)) - 1
+    assert bool((kinds.sum(1) > 0).all())
+
+
 def test_prototypes_are_learned_kept_and_drawn_to(model, queries, base, tmp_path) -> None:
     x, y = queries
     single = model.float()
@@ -261,6 +282,8 @@ def test_prototypes_are_learned_kept_and_drawn_to(model, queries, base, tmp_path
         assert float(far(single, z, code).mean()) < float(far(single, x.float(), code).mean()) - 0.5
         with pytest.raises(BadInput, match="network of 3 classes"):
             THA(prototypes=PrototypeNet(3, BITS, 4, 4), database=base)(single, x.float(), y)
+        with pytest.raises(BadInput, match="prototypes: got codes of 4 bits"):
+            THA(prototypes=PrototypeNet(CLASSES, 4, 4, 4), database=base)(single, x.float(), y)
         with pytest.raises(BadInput, match="fit-attack"):
             THA(database=base)(single, x.float(), y)
     finally:

@@ -33,7 +33,7 @@ def name(request: Any) -> str:
     return request.param
 
 
-def test_all_of_the_sheet_are_there() -> None:
+def test_these_attacks_are_there() -> None:
     assert set(NAMES) == {"cga", "p2p", "dhta", "hag", "sdha", "tha"}
 
 

@@ -166,7 +166,19 @@ def test_other_numbers_of_bits_need_random_centres() -> None:
     assert made.shape == (6, 12)
     assert bool((made.sum(1) == 0).all())
     assert len(made.unique(dim=0)) == 6
-    assert torch.equal(made, CSQ(random_centres=True).parts(12, 6, ROWS).centres)
+
+
+def test_what_csq_draws_is_the_same_for_every_seed() -> None:
+    for bits, classes in ((12, 6), (16, 40)):
+        one, two = [CSQ(random_centres=True).parts(bits, classes, Rows.count(seed, 1)) for seed in (1, 2)]
+        assert isinstance(one.centres, Tensor)
+        assert isinstance(two.centres, Tensor)
+        assert isinstance(one.divided, Tensor)
+        assert isinstance(two.divided, Tensor)
+        assert torch.equal(one.centres, two.centres)
+        assert torch.equal(one.divided, two.divided)
+        assert set(one.divided.tolist()) == {-1, 1}
+        assert len(one.centres.unique(dim=0)) == classes
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The hashing recipes: what they minimise, step by step, and what they keep beside the model."""
 
+import copy
 from dataclasses import replace
 from typing import Any
 
@@ -9,12 +10,15 @@ from torch import Tensor, nn
 
 from tests.hardening.conftest import cnn, images
 from tests.training.conftest import same
+from withstand.attacks.hashing.aim import CodeProduct
 from withstand.attacks.hashing.centres import centre_codes, sign
+from withstand.attacks.hashing.cga import CgA
 from withstand.data.arrays import from_arrays
 from withstand.errors import BadInput
 from withstand.hardening.harden import harden
 from withstand.models.hashing import Hasher, hasher_in
-from withstand.protocols import Batch
+from withstand.models.target import Logits, Normalised
+from withstand.protocols import Batch, Seen
 from withstand.random import Rows
 from withstand.registry import parse
 from withstand.training import SGD, Trainer
@@ -131,6 +135,103 @@ def test_several_processes_are_refused_where_there_is_a_bank() -> None:
     system, batch, _ = begun(parse(f"hashing(loss=hashnet, bits={K})", "recipe"), data, [0])
     with pytest.raises(BadInput, match="2 processes"):
         system.bank.fill(system.model, step_of(batch, world=2))
+
+
+def test_bank_and_attack_see_the_model_in_eval_mode_and_the_update_in_train_mode() -> None:
+    data = images(24)
+    recipe = parse(f"cgat(attack={PGD}, loss=hashnet, bits={K})", "recipe")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        system: Any = recipe.setup(cnn(), data, Rows.count(0, 24)).train()
+    seen: list[bool] = []
+    norm = next(m for m in system.modules() if isinstance(m, nn.BatchNorm2d))
+    norm.register_forward_hook(lambda part, _args, _out: seen.append(part.training))
+    before = norm.num_batches_tracked.clone()  # type: ignore[operator]
+    batch = data.batch(range(8))
+    step = step_of(batch)
+    crafted = recipe.craft(system, batch, step)
+    assert len(seen) >= 4
+    assert not any(seen)
+    assert torch.equal(norm.num_batches_tracked, before)  # type: ignore[arg-type]
+    assert system.training
+    assert norm.training
+    with torch.no_grad():
+        u = copy.deepcopy(system.model).eval()(data.batch(range(24)).x)
+    assert torch.allclose(system.bank.u, u, atol=1e-6)
+    seen.clear()
+    recipe.learn(system, crafted, step)
+    assert seen == [True, True]
+
+
+@pytest.mark.parametrize("name", ["cgat", "atrdh"])
+def test_an_attack_that_runs_in_parts_for_want_of_memory_keeps_each_example_its_code(name) -> None:
+    data = images(24)
+    recipe = parse(f"{name}(attack={PGD}, loss=hashnet, bits={K})", "recipe")
+    system, whole, step = begun(recipe, data, list(range(10)))
+
+    def full(_part: nn.Module, args: tuple[Tensor, ...]) -> None:
+        if len(args[0]) > 5:
+            raise torch.OutOfMemoryError("too much")
+
+    handle = system.model.register_forward_pre_hook(full)
+    parts = recipe.craft(system, data.batch(range(10)), step)
+    handle.remove()
+    assert torch.allclose(parts.extra["adversarial"], whole.extra["adversarial"], atol=1e-5)
+
+
+def test_losses_and_the_tanh_are_taken_in_single_precision_whatever_the_training_is(monkeypatch) -> None:
+    seen: list[tuple[torch.dtype, bool]] = []
+    csq: Any = type(parse("csq", "hashing_loss"))
+    own = csq.__call__
+
+    def noted(self: Any, u: Tensor, *rest: Any) -> Tensor:
+        seen.append((u.dtype, torch.is_autocast_enabled("cpu")))
+        return own(self, u, *rest)
+
+    monkeypatch.setattr(csq, "__call__", noted)
+    trainer = Trainer(epochs=1, batch=8, accelerator="cpu", precision="bf16-mixed")
+    trainer.fit(parse(f"atrdh(attack={PGD}, bits={K})", "recipe"), cnn(), images(24))
+    assert set(seen) == {(torch.float32, False)}
+    held = Hasher(nn.Flatten(), 4, 2)
+    nn.init.ones_(held.head.weight)
+    x = torch.full((1, 1, 2, 2), 1.5, requires_grad=True)  # F(x) = 6
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        u = held(x)
+    assert float(u.detach().max()) < 1
+    (gradient,) = torch.autograd.grad(u.sum(), x)
+    assert float(gradient.abs().min()) > 0
+    soft = CodeProduct(held, lambda y, rows: y, True, alpha=1.0)
+    reals = torch.full((1, 2), 6.0, dtype=torch.bfloat16)
+    assert float(soft.soft(Seen(x, u.detach(), {"head": reals})).max()) < 1
+
+
+def test_what_stands_around_a_hashing_model_stays() -> None:
+    data = images(24)
+    inner = parse(f"hashing(bits={K})", "recipe").deploy(cnn(), data.space)
+    given = Normalised(inner, (0.5,), (0.1,)).eval()
+    system: Any = parse(f"cgat(attack={PGD})", "recipe").setup(given, data, Rows.count(0, 24))
+    x = data.batch(range(4)).x
+    with torch.no_grad():
+        assert torch.equal(system.model.eval()(x), given(x))
+        assert not torch.allclose(inner.eval()(x), given(x), atol=1e-2)
+    plain = parse(f"cgat(attack={PGD})", "recipe").deploy(Logits(inner), data.space)
+    assert isinstance(plain, Hasher)
+
+
+def test_an_attack_on_codes_that_needs_no_database_judges_as_it_is(monkeypatch) -> None:
+    data = images(24)
+    recipe = parse(f"hashing(bits={K})", "recipe")
+    model = recipe.deploy(cnn(), data.space).eval()
+    monkeypatch.setattr(CgA, "run", lambda *_args, **_more: pytest.fail("another attack was asked"))
+    assert "robust_map" in recipe.validate(model, data, parse("hag(linf(0.2), steps=2)", "attack"), "cpu", 0)
+
+
+def test_the_best_epoch_of_a_defence_of_codes_is_that_of_the_highest_map_under_attack() -> None:
+    for text, robust in ((f"cgat(attack={PGD}, bits={K})", True), (f"hashing(bits={K})", False)):
+        made = harden(cnn(), images(48), text, epochs=2, batch=8, validation=0.25, accelerator="cpu")
+        assert all(("robust_map" in row) == robust for row in made.history)
+        scores = [row["robust_map" if robust else "map"] for row in made.history]
+        assert made.fitted.best_epoch == 1 + scores.index(max(scores))
 
 
 def test_dsdh_finds_its_classifier_once_an_epoch() -> None:

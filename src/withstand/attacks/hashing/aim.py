@@ -104,20 +104,26 @@ class Codes:
         if self.alpha is None:
             return seen.logits
         reals = torch.atanh(seen.logits.clamp(-_EDGE, _EDGE)) if self.head is None else seen.features[self.head]
-        return torch.tanh(self.alpha * reals)
+        return torch.tanh(self.alpha * reals.to(seen.logits.dtype))
 
 
 class CodeProduct(Codes):
     """The objective: +-(1/K) u . b for a code b of each example; as a number, that of sign(u), and u where those are equal.
 
-    code: (labels 0/1 [N, C], rows) -> b [N, K] in {-1, 0, 1}, asked once. away: minus, else plus.
+    code: (labels 0/1 [N, C], rows) -> b [N, K] in {-1, 0, 1}, asked once. away: minus, else plus. source: the argument that
+    codes come from, which a refusal names.
     """
 
     def __init__(
-        self, model: Any, code: Callable[[Tensor, Rows], Tensor], away: bool, alpha: float | None = None
+        self,
+        model: Any,
+        code: Callable[[Tensor, Rows], Tensor],
+        away: bool,
+        alpha: float | None = None,
+        source: str = "database",
     ) -> None:
         super().__init__(model, alpha)
-        self.code, self.way = code, -1.0 if away else 1.0
+        self.code, self.way, self.source = code, -1.0 if away else 1.0, source
 
     def begin(self, clean: Seen, y: Tensor, rows: Rows) -> dict[str, Tensor]:
         """The codes. Raises: BadInput where they are of another length than the outputs."""
@@ -125,7 +131,7 @@ class CodeProduct(Codes):
         code = self.code(y, rows).to(clean.logits)
         if code.shape != clean.logits.shape:
             raise bad(
-                "database", f"codes of {code.shape[1]} bits", f"{clean.logits.shape[1]} bits, as the model returns"
+                self.source, f"codes of {code.shape[1]} bits", f"{clean.logits.shape[1]} bits, as the model returns"
             )
         return {"code": code}
 

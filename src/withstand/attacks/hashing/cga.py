@@ -17,7 +17,7 @@ class CgA(HashingAttack):
     """Drive the query's code away from the centre of what is relevant to it (untargeted, hashing models).
 
     z <- P(z - step * eps * sign(grad (1/K) u(z) . b*)), b* the centre code of the query's labels in the database, see
-    `centre_codes`. That is PGD from a random start; of the untargeted attacks it is the strongest as a rule.
+    `centre_codes`. That is PGD from a random start.
 
     database: what the attacker knows: (codes, labels), or a data set or its name, whose items the attacked model hashes.
     weights: of relevant items in the centre.

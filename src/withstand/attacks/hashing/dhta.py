@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from withstand.attacks.engine import Problem
@@ -19,7 +20,8 @@ class DHTA(Targeted):
     """Draw the query's code to the anchor of some items with a wanted label (targeted, hashing models).
 
     z <- P(z + step * eps * sign(grad (1/K) u(z) . a)), a = sign(sum of the codes of `anchors` database items, drawn at
-    random, that share a label with the target); of fewer items all are taken. A bit on which they are divided is free.
+    random, that have the wanted labels and no others; where no item has, that share one); of fewer items all are taken. A
+    bit on which they are divided is free.
 
     target, database: see `Targeted`. anneal: tanh(alpha F) in the place of u, alpha growing from 0.1 to 1 as in the paper;
     the official code runs without it.
@@ -66,7 +68,10 @@ class P2P(DHTA):
 
 
 def anchor_codes(wanted: Tensor, labels: Tensor, codes: Tensor, anchors: int, rows: Rows) -> Tensor:
-    """sign(sum of the codes of `anchors` items that share a label with the wanted ones), [N, K] in {-1, 0, 1}."""
-    order = rows.uniform((len(codes),), "anchors").to(codes.device).masked_fill(wanted @ labels.T == 0, -1.0)
+    """sign(sum of the codes of `anchors` items with just the wanted labels, or else with one of them): -1, 0, 1, [N, K]."""
+    shared = wanted @ labels.T
+    same = (shared == wanted.sum(1, keepdim=True)) & (shared == labels.sum(1)) & (shared > 0)
+    suited = torch.where(same.any(1, keepdim=True), same, shared > 0)
+    order = rows.uniform((len(codes),), "anchors").to(codes.device).masked_fill(~suited, -1.0)
     found, chosen = order.topk(min(anchors, len(codes)), dim=1)
     return (codes[chosen] * (found >= 0)[:, :, None]).sum(1).sign()

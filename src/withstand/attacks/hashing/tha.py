@@ -82,7 +82,8 @@ class Prototypes(Recipe):
         system = _Learning(net)
         system.register_buffer("codes", sign(u), persistent=False)
         system.register_buffer("labels", labels, persistent=False)
-        system.register_buffer("kinds", labels.unique(dim=0), persistent=False)
+        kinds = labels.unique(dim=0)
+        system.register_buffer("kinds", kinds[kinds.sum(1) > 0], persistent=False)
         return system
 
     def deploy(self, model: Any, space: Space) -> nn.Module:
@@ -160,4 +161,5 @@ class THA(Targeted):
             with torch.no_grad():
                 return sign(copy.deepcopy(net).to(y)(y))
 
-        return super().problem(**{"objective": CodeProduct(settings["model"], prototype, away=False), **settings})
+        aim = CodeProduct(settings["model"], prototype, away=False, source="prototypes")
+        return super().problem(**{"objective": aim, **settings})

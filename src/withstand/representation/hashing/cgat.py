@@ -61,8 +61,7 @@ class CgAT(HashingRecipe):
         if not self.lam:
             return batch
         assert batch.y is not None
-        centres = system.bank.centres(batch.y, self.weights)
-        return _attacked(self.attack, system, batch, centres, True, step)
+        return _attacked(self.attack, system, batch, batch.y, self.weights, True, step)
 
     def learn(self, system: Any, batch: Batch, step: Step) -> Tensor:
         if not self.lam:
@@ -102,7 +101,7 @@ class ATRDH(HashingRecipe):
         batch = super().craft(system, batch, step)
         bank: Bank = system.bank
         wanted = bank.y[step.rows.integers((), 0, len(bank.y), "target")]
-        return _attacked(self.attack, system, batch, bank.centres(wanted, "jaccard"), False, step)
+        return _attacked(self.attack, system, batch, wanted, "jaccard", False, step)
 
     def learn(self, system: Any, batch: Batch, step: Step) -> Tensor:
         moved = system(batch.extra["adversarial"])
@@ -113,10 +112,12 @@ class ATRDH(HashingRecipe):
         return natural + adversarial
 
 
-def _attacked(attack: Any, system: Any, batch: Batch, codes: Tensor, away: bool, step: Step) -> Batch:
-    """The batch with its adversarial examples, driven away from or towards codes [n, K]."""
-    aim = CodeProduct(system.model, lambda y, rows: codes, away)
-    moved = step.attack(changed(attack, objective=aim), system.model, batch.x, batch.y)
+def _attacked(
+    attack: Any, system: Any, batch: Batch, labels: Tensor, weights: Weights, away: bool, step: Step
+) -> Batch:
+    """The batch with its adversarial examples, driven away from or towards the centres of label sets 0/1 [n, C]."""
+    aim = CodeProduct(system.model, lambda y, rows: system.bank.centres(y, weights), away)
+    moved = step.attack(changed(attack, objective=aim), system.model, batch.x, labels)
     return replace(batch, extra={**batch.extra, "adversarial": moved})
 
 

@@ -150,7 +150,8 @@ class CSQ:
     majority of their centres, and where those are divided a bit that was drawn once for all.
 
     random_centres: K that is no power of two, and classes beyond 2 K, take centres in which half of the bits are -1, drawn
-    at random (the best of 20 draws by their smallest distance).
+    at random (the best of 20 draws by their smallest distance). What is drawn depends on K and the number of classes alone,
+    so that a model goes on with the centres that it has learned, whatever the seed.
 
     Reference: Yuan et al., "Central Similarity Quantization for Efficient Image and Video Retrieval", CVPR 2020, arXiv
     1908.00347.
@@ -170,9 +171,9 @@ class CSQ:
             got = f"{bits} for {classes} classes"
             mend = "Or csq(random_centres=True)."
             raise bad("bits", got, "a power of two, at least half the number of classes", mend)
-        own = nn.Module()
-        own.register_buffer("centres", hash_centres(bits, classes, rows))
-        own.register_buffer("divided", rows.take(torch.tensor([0])).signs((bits,), "csq ties")[0])
+        own, same = nn.Module(), Rows.count(0, 1)
+        own.register_buffer("centres", hash_centres(bits, classes, same))
+        own.register_buffer("divided", same.signs((bits,), "csq ties")[0])
         return own
 
     def __call__(self, u: Tensor, y: Tensor, bank: Bank | None, own: Any) -> Tensor:
@@ -212,9 +213,10 @@ class GreedyHash:
 class DSDH(_Pairwise):
     """DPSH's likelihood, and codes B and a classifier W that fit each other: + mu mean (y - W^T B)^2 + nu mean W^2.
 
-    B [N, K] and W [K, C] are found once an epoch by discrete coordinate descent (`coordinate_descent`, `rounds` of it), so
-    that the terms of W have no gradient in the network: B follows the network's outputs with the weight eta, and nothing
-    else of them enters. That is the official code, which lets the network learn from the likelihood alone.
+    B [N, K] and W [K, C] are found once an epoch by discrete coordinate descent (`coordinate_descent`, `rounds` of it) from
+    the codes of the bank on, B with the weight eta near the network's outputs. The terms of W have no gradient in the
+    network, in the official code neither: it learns from the likelihood alone. Their value is taken at sign(u) in the place
+    of the rows of B.
 
     Reference: Li, Sun, He, Tan, "Deep Supervised Discrete Hashing", NeurIPS 2017, arXiv 1705.10999.
     """
@@ -230,7 +232,7 @@ class DSDH(_Pairwise):
             raise bad("mu, nu, rounds", (self.mu, self.nu, self.rounds), "numbers > 0, and at least one round")
 
     def parts(self, bits: int, classes: int, rows: Rows) -> nn.Module:
-        """W, and B once there is a bank."""
+        """W."""
         own = nn.Module()
         own.register_buffer("W", torch.zeros(bits, classes))
         return own

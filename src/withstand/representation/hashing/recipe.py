@@ -14,6 +14,7 @@ from withstand.attacks.hashing.database import Database
 from withstand.errors import bad
 from withstand.models.embedding import headless
 from withstand.models.hashing import Hasher, hasher_in
+from withstand.models.target import read_as
 from withstand.protocols import Batch, Dataset, Space, Update
 from withstand.random import Rows
 from withstand.registry import component
@@ -58,16 +59,19 @@ class HashingRecipe(Recipe):
             return Hasher(backbone, width, self.bits or BITS)
         if self.bits not in (None, held[1].bits):
             raise bad("bits", self.bits, f"{held[1].bits}, those of the model, or None")
-        return copy.deepcopy(held[1])
+        return copy.deepcopy(read_as(model)[0])  # with the normalisation around it, if there is one
 
     def setup(self, model: nn.Module, data: Dataset, rows: Rows) -> nn.Module:
         if len(data.classes) < 1:
             raise bad("data", f"{data.name}, without labels", "labelled examples")
-        hasher: Any = self.deploy(model, data.space)
-        system: Any = System(hasher, own=self.loss.parts(hasher.bits, len(data.classes), rows))
+        deployed = self.deploy(model, data.space)
+        held = hasher_in(deployed)
+        assert held is not None
+        bits = held[1].bits
+        system: Any = System(deployed, own=self.loss.parts(bits, len(data.classes), rows))
         system.classes = len(data.classes)
         if self.banked or self.loss.banked:
-            system.add_module("bank", Bank(data, hasher.bits))
+            system.add_module("bank", Bank(data, bits))
         return system
 
     def craft(self, system: Any, batch: Batch, step: Step) -> Batch:
@@ -94,8 +98,11 @@ class HashingRecipe(Recipe):
         return u
 
     def hash_loss(self, system: Any, batch: Batch, u: Tensor) -> Tensor:
-        """The hashing loss of outputs u of a batch."""
-        return self.loss(u, batch.y, getattr(system, "bank", None), system.own)  # type: ignore[operator]
+        """The hashing loss of outputs u of a batch, in single precision: torch refuses the cross-entropy of probabilities
+        under autocast on CUDA, and products of half precision are too coarse."""
+        loss: Any = self.loss
+        with torch.autocast(u.device.type, enabled=False):
+            return loss(u, batch.y, getattr(system, "bank", None), system.own)
 
     def validate(
         self,
@@ -116,9 +123,9 @@ class HashingRecipe(Recipe):
         found = {"map": _map(base.codes, base, own)}
         if attack is None:
             return found
-        if not hasattr(attack, "database"):
+        if getattr(attack, "task", "") != "hashing":
             attack = CgA(attack.threat, steps=getattr(attack, "steps", 10), step=2.5 / getattr(attack, "steps", 10))
-        attack, moved = changed(attack, database=base), []
+        attack, moved = changed(attack, database=base) if hasattr(attack, "database") else attack, []
         for begin in range(0, len(data), 256):
             batch = data.batch(range(begin, min(begin + 256, len(data)))).to(device)
             z = attack(model, batch.x, batch.y, seed=seed, ids=batch.ids, box=data.space.box)
