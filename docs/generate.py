@@ -7,6 +7,7 @@ from typing import IO, Any
 import mkdocs_gen_files
 
 from withstand.registry import KINDS, entries
+from withstand.report.files import svg_file
 from withstand.systems import systems
 
 ROOT = Path(__file__).parent.parent
@@ -89,6 +90,11 @@ with mkdocs_gen_files.open("results.md", "w") as page:
                 file=page,
             )
         arms(page, record.get("table", []))
+        for k, figure in enumerate(record.get("figures", ())):
+            name = f"figures/{path.stem}.{k + 1}.svg"
+            with mkdocs_gen_files.open(name, "w") as picture:
+                picture.write(svg_file(figure))
+            print(f"\n{figure['title']}. {figure['caption']}\n\n![{figure['title']}]({name})", file=page)
     for path in sorted((ROOT / "benchmarks/results").glob("*.json")):
         print(f"\n## Benchmark: {path.stem}\n", file=page)
         write(page, json.loads(path.read_text(encoding="utf-8")))

@@ -50,7 +50,7 @@ class HitsTarget:
 class Confident:
     """The objective's goal is reached with a margin of at least its kappa."""
 
-    objective: Annotated[Any, PlainValidator(lambda value: as_objective(value))]
+    objective: Annotated[Any, PlainValidator(lambda value: with_goal(value))]
 
     def __call__(self, seen: Seen, y: Tensor, state: State) -> Tensor:
         reached = self.objective.criterion(seen, y, state)
@@ -260,7 +260,7 @@ class TargetedDLR(_Targeted):
 class Within:
     """The goal of an objective is reached at a point of a threat's set."""
 
-    objective: Annotated[Any, PlainValidator(lambda value: as_objective(value))]
+    objective: Annotated[Any, PlainValidator(lambda value: with_goal(value))]
     threat: ThreatField
 
     def __call__(self, seen: Seen, y: Tensor, state: State) -> Tensor:
@@ -275,7 +275,7 @@ class Penalised:
     threat: whose distance is paid for; it must be differentiable. weight: the price of a unit of distance.
     """
 
-    objective: Annotated[Any, PlainValidator(lambda value: as_objective(value))]
+    objective: Annotated[Any, PlainValidator(lambda value: with_goal(value))]
     threat: ThreatField
     weight: float = 1.0
 
@@ -333,6 +333,14 @@ def as_objective(value: Any) -> Any:
     if callable(value):
         return Plain(cast(Callable[[Tensor, Tensor], Tensor], value))
     raise bad("objective", repr(value), "an objective, its name, or a function of (logits, y) that returns [N]")
+
+
+def with_goal(value: Any) -> Any:
+    """An objective as `as_objective` takes it. Raises: BadInput for one that has no goal to be judged by."""
+    objective = as_objective(value)
+    if getattr(objective, "criterion", None) is None:
+        raise bad("objective", repr(value), "an objective whose goal is reached or not, e.g. margin")
+    return objective
 
 
 ObjectiveField = Annotated[Any, PlainValidator(as_objective)]

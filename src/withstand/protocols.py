@@ -162,6 +162,9 @@ class Objective(Protocol):
     reads: what it needs of a pass ("logits", "input", or names of submodules whose output it reads; ">name" reads what
     goes into one).
     coupled: True where the value of one row depends on others (MDProp's permuted targets): no row may leave the batch.
+    criterion: a `Criterion`, what counts as success by default; None where there is no such goal (embeddings).
+    classifies: False where the model's outputs are no logits, so that labels may be of any range; without labels y is -1
+    then (embeddings).
     begin: runs once on the clean pass, detached; returns named tensors of length N (targets, references, clean logits).
     Must carry: soft-kNN references (ASK), relevance of a returned list (QAIR), targets in feature space (MDProp),
     class-conditional domain losses (FAAT), uniformly drawn target classes (PyramidAT, from `rows`).
@@ -270,12 +273,15 @@ class Update:
 class Recipe(Protocol):
     """A training method; the trainer owns the loop, the recipe owns nothing that changes.
 
-    setup returns the system: a module with everything mutable (model, heads, discriminators, banks, buffers). optimizers
-    names the optimisers; `main` makes the one that the user chose. craft makes the batch that is learned from (attacks,
-    mixes, pseudo-labels), once a step, on the bare module. updates yields one or more Updates. finish takes the model out.
-    `withstand.training.Recipe` has the defaults. Must carry: GANs and discriminators (several updates), AugMax's own inner
-    search, MDProp's joint batch over norm branches, unlabelled batches (MaxMatch), cached hidden states (Kelp).
+    examples makes what is learned from of what is given (pseudo-labels). setup returns the system: a module with
+    everything mutable (model, heads, discriminators, banks, buffers). optimizers names the optimisers; `main` makes the
+    one that the user chose. craft makes the batch that is learned from (attacks, mixes, pseudo-labels), once a step, on
+    the bare module. updates yields one or more Updates. finish takes the model out. `withstand.training.Recipe` has the
+    defaults. Must carry: GANs and discriminators (several updates), AugMax's own inner search, MDProp's joint batch
+    over norm branches, unlabelled batches (MaxMatch), cached hidden states (Kelp).
     """
+
+    def examples(self, model: nn.Module, data: Dataset, seed: int) -> Dataset: ...
 
     def setup(self, model: nn.Module, data: Dataset, rows: Rows) -> nn.Module: ...
 
@@ -340,7 +346,7 @@ class Metric:
 
 @dataclass
 class Figure:
-    """A figure as data; the page draws it. kind: "curve", "heatmap", "bars", "gallery", "maps" or "table"."""
+    """A figure as data; the page draws it. kind: "curve", "heatmap", "bars", "gallery", "maps", "neighbours" or "table"."""
 
     kind: str
     title: str

@@ -43,7 +43,10 @@ KINDS = (
     "schedule",
     "averaging",
     "augmentation",
+    "sampler",
     "trainer",
+    "metric_loss",
+    "hashing_loss",
 )
 _ENTRY_POINTS = {kind: f"withstand.{kind}s" for kind in ("attack", "recipe", "detector", "check", "indicator")}
 _PACKAGE = Path(__file__).parent

@@ -63,7 +63,9 @@ MIXED = {"admix"}  # what others are in the block is part of the method
 ATTACKS = [
     e.name
     for e in entries("attack")
-    if e.module.startswith("withstand.") and e.load().access != "top_k"  # those: tests/attacks/retrieval
+    if e.module.startswith("withstand.")
+    and e.load().access != "top_k"
+    and getattr(e.load(), "task", "") != "hashing"  # those: tests/attacks/hashing; the others: tests/attacks/retrieval
 ]
 VOTES = [e.name for e in entries("attack") if e.module.startswith("withstand.attacks.neighbours.")]
 FAST["origin"] = "origin(linf(0.1), steps=4)"

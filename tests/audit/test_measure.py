@@ -35,7 +35,9 @@ QUICK = {
 ATTACKS = [
     e.name
     for e in entries("attack")
-    if e.module.startswith("withstand.attacks") and e.load().access != "top_k"  # those: checks/test_retrieval.py
+    if e.module.startswith("withstand.attacks")
+    and e.load().access != "top_k"
+    and getattr(e.load(), "task", "") != "hashing"  # those: tests/attacks/hashing; the others: checks/test_retrieval.py
 ]
 VOTES = [e.name for e in entries("attack") if e.module.startswith("withstand.attacks.neighbours.")]
 LIVE = {"advknn": lambda knn: {"block": KNNBlock(10, knn_of(knn).sizes)}}

@@ -105,3 +105,27 @@ def test_a_detector_that_is_evaded_says_nothing_about_the_attacks():
     flag = Flag("detector fails against an attack that knows it", "warn", "it does")
     assert "warning" in said(CLEAN, robust(0.3), flags=[flag])
     assert "warning" not in said(CLEAN, robust(0.3), flags=[flag], check="detection-2")
+
+
+@pytest.mark.parametrize(
+    ("name", "beginning"),
+    [
+        ("recall_at_1", "Finds an item of the right class first for 80 % of ordinary images"),
+        ("map", "Ranks what belongs together with a mean average precision of 80 % for ordinary images"),
+    ],
+)
+def test_searches_are_judged_by_what_they_find(name, beginning):
+    clean = accuracy(name, 0.8)
+    text = said(clean, robust(0.2, name), robust(0.3, name))
+    assert text.startswith(beginning)
+    assert "20 % once each pixel may change by 8/255 in the query: someone who tries to fool it will mostly" in text
+    assert said(clean) == f"{beginning}; how it fares when someone tries to fool it was not measured."
+    assert "withstands such changes" in said(clean, robust(0.75, name))
+    doubted = said(clean, robust(0.75, name), flags=[Flag("attack without effect", "fail", "nothing moved")])
+    assert doubted.endswith("that last number cannot be trusted (attack without effect).")
+    chance = accuracy("chance", 0.6)
+    assert "someone who tries to fool it will mostly succeed" in said(clean, robust(0.65, name), chance)
+    little = said(clean, robust(0.75, name), accuracy("chance", 0.77))
+    assert little == f"{beginning}, where a random order has 77 %: there is little to attack."
+    collapsed = said(clean, robust(0.8, name), flags=[Flag("collapsed", "fail", "all the same")])
+    assert collapsed.endswith("its outputs are all the same, so that nothing can be found and nothing attacked.")

@@ -7,7 +7,7 @@ from types import ModuleType
 import pytest
 
 import withstand.reproductions
-from withstand.protocols import Claim
+from withstand.protocols import Claim, Figure
 
 pytest.importorskip("withstand.reproductions.runner")
 
@@ -34,6 +34,15 @@ def test_a_claim_is_measured_and_judged(withstand, home):
     assert "b beats a" in done.out
     assert "shown" in done.out
     assert json.loads((home / "r" / "tiny.smoke.json").read_text())["claims"][0]["difference"] == 1.0
+
+
+def test_figures_are_drawn_beside_the_result(withstand, home):
+    series = [{"name": "rows", "y": [0.2, 0.5]}]
+    data = {"x": [1, 2], "x_label": "x", "y_label": "y", "series": series}
+    sys.modules["tiny_system"].figures = lambda seeds: [Figure("curve", "A line", data)]
+    done = withstand("reproduce", "tiny", "--out", "r")
+    assert done.code == 0, done.err
+    assert (home / "r" / "tiny.smoke.1.svg").read_text().startswith("<svg")
 
 
 def test_all_leaves_out_what_has_no_such_scale(withstand):

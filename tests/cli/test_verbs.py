@@ -42,12 +42,23 @@ def test_help_names_every_verb(withstand):
         assert verb in done.out
 
 
-@pytest.mark.parametrize("what", ["attacks", "recipes", "detectors", "checks", "indicators", "threats", "objectives"])
+COMPONENTS = [
+    "attacks", "recipes", "detectors", "checks", "indicators", "threats", "objectives", "samplers", "augmentations",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("what", COMPONENTS)
 def test_list_shows_every_registered_component(withstand, what):
     rows = json.loads(withstand("list", what, "--json").out)
     assert [row["name"] for row in rows] == [e.name for e in entries(what.removesuffix("s"))]
     text = withstand("list", what).out
     assert all(row["name"] in text for row in rows)
+
+
+def test_list_losses_has_those_of_embeddings_and_of_codes(withstand):
+    names = [row["name"] for row in json.loads(withstand("list", "losses", "--json").out)]
+    assert names == [e.name for kind in ("metric_loss", "hashing_loss") for e in entries(kind)]
+    assert "cbml_loss" in names
 
 
 def test_list_systems_has_all_of_them_with_their_papers(withstand):

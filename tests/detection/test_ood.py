@@ -160,5 +160,5 @@ def test_a_model_without_features_gives_logits_only(net):
 def test_every_detector_says_what_it_reads():
     for entry in entries("detector"):
         detector = entry.load()()
-        assert detector.taps
+        assert detector.taps or hasattr(detector, "climbs") or hasattr(detector, "clipping")
         assert entry.summary

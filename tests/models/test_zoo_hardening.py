@@ -17,6 +17,7 @@ def size(model):
 @pytest.mark.parametrize(
     ("name", "millions", "digits"),
     [
+        ("wrn_28_2", 1.5, 1),  # Oliver et al. 2018, arXiv 1804.09170, whose test bed FixMatch takes
         ("wrn_28_10", 36.5, 1),  # Zagoruyko and Komodakis 2016, table 4
         ("wrn_34_10", 46.2, 1),  # the size that model cards of adversarial training state
         ("resnet18", 11.17, 2),  # the usual CIFAR form; ImageNet's 11.69 M with another stem and 1000 classes

@@ -10,7 +10,7 @@ import pytest
 
 from withstand import reproductions
 from withstand.errors import BadInput
-from withstand.protocols import Claim
+from withstand.protocols import Claim, Figure
 from withstand.reproductions import runner
 from withstand.reproductions.runner import judge, paired_interval, reproduce, verdict
 
@@ -200,3 +200,14 @@ def test_every_reproduction_is_of_a_known_system():
 
     assert set(reproductions.available()) <= {s.id for s in systems()}
     assert reproductions.reproduce is reproduce
+
+
+def test_figures_are_made_of_all_seeds_and_kept(toy, tmp_path):
+    def figures(seeds):
+        return [Figure("bars", "Right", {"labels": ["seeds"], "y_label": "n", "series": [{"values": [len(seeds)]}]})]
+
+    assert "figures" not in reproduce("toy", "cpu", out=tmp_path)
+    toy.figures = figures
+    reproduce("toy", "cpu", out=tmp_path)
+    (kept,) = json.loads((tmp_path / "toy.cpu.json").read_text())["figures"]
+    assert kept["data"]["series"][0]["values"] == [3]

@@ -26,6 +26,7 @@ RECIPES = {
     "advprop": parse(f"advprop(attack={ATTACK})", "recipe"),
     "dial": parse(f"dial(attack={ATTACK})", "recipe"),
     "ask_def": parse(f"ask_def(attack={ATTACK}, ask_attack={ATTACK}, per_class=3)", "recipe"),
+    "maxmatch": parse("maxmatch(add_noise(0.3), labels=8, weak=add_noise(0.05), tau=0.6)", "recipe"),
     "faat": parse(f"faat(attack={ATTACK}, discriminator=mlp)", "recipe"),
 }
 APART = {False: ("advprop", "dial"), True: ("ask_def",)}
@@ -41,7 +42,11 @@ SHARDED = {
 
 
 def train(recipe: str, out: str | None = None, devices: int = 1, strategy: str = "ddp", **settings):
-    trainer = Trainer(**SETTINGS | settings, devices=devices, strategy=strategy if devices > 1 else "auto")
+    trainer = Trainer(
+        **{**RECIPES[recipe].defaults, **SETTINGS, **settings},
+        devices=devices,
+        strategy=strategy if devices > 1 else "auto",
+    )
     model = net(norm=settings.get("sync_norm", False))
     points = Points()
     return trainer.fit(RECIPES[recipe], model, points, points, out=out)

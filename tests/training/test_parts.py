@@ -30,6 +30,7 @@ def a_step(n: int, at: int = 0) -> Step:
         ("constant", {0: 1, 0.5: 1}),
         ("cosine", {0: 1, 0.25: (1 + math.cos(math.pi / 4)) / 2, 0.5: 0.5, 1: 0}),
         ("cosine(warmup=0.2, last=0.1)", {0: 0, 0.1: 0.5, 0.2: 1, 0.6: 0.55, 1: 0.1}),
+        ("cosine_arc", {0: 1, 0.5: math.cos(7 * math.pi / 32), 1: math.cos(7 * math.pi / 16)}),
         ("steps", {0.9: 1, 100 / 110: 0.1, 105 / 110: 0.01}),
         ("one_cycle(peak=0.4)", {0: 0, 0.2: 0.5, 0.4: 1, 0.7: 0.5, 1: 0}),
     ],

@@ -37,7 +37,7 @@ def test_a_step_is_that_of_a_bare_loop(points):
     bare = net()
     optimizer = torch.optim.SGD(bare.parameters(), 0.1, 0.9, weight_decay=0.01)
     for epoch in range(2):
-        for rows in order(48, epoch, 0).split(16):
+        for rows in order(points, 16, epoch, 0).split(16):
             batch = points.batch(rows.tolist())
             optimizer.zero_grad()
             F.cross_entropy(bare(batch.x), batch.y).backward()

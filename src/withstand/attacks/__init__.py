@@ -18,6 +18,11 @@ if TYPE_CHECKING:
     from withstand.attacks.fgsm import FGSM
     from withstand.attacks.generative.attack import Generated, TargetedGenerated
     from withstand.attacks.gpga import GPGA
+    from withstand.attacks.hashing.cga import CgA
+    from withstand.attacks.hashing.dhta import DHTA, P2P
+    from withstand.attacks.hashing.hag import HAG
+    from withstand.attacks.hashing.sdha import SDHA
+    from withstand.attacks.hashing.tha import THA
     from withstand.attacks.jsma import JSMA
     from withstand.attacks.lbfgs import LBFGS
     from withstand.attacks.neighbours.ask import ASK
@@ -61,6 +66,8 @@ __all__ = [
     "BSR",
     "Boundary",
     "CarliniWagner",
+    "CgA",
+    "DHTA",
     "DI",
     "DeepFool",
     "FAB",
@@ -68,6 +75,7 @@ __all__ = [
     "FGSM",
     "GPGA",
     "Generated",
+    "HAG",
     "JSMA",
     "LBFGS",
     "LogitStd",
@@ -78,17 +86,20 @@ __all__ = [
     "NESLists",
     "Noise",
     "OPT",
+    "P2P",
     "PGD",
     "PGN",
     "Problem",
     "QAIR",
     "RAP",
+    "SDHA",
     "SI",
     "SINITIDIM",
     "SSA",
     "SignOPT",
     "SimBALists",
     "Square",
+    "THA",
     "TI",
     "TPA",
     "VMI",

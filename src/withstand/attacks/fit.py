@@ -88,7 +88,9 @@ def fit_attack(
     if isinstance(model, str):
         refuse_fresh(recipe, model, scratch)
     target, module, examples = materials(model, data, scratch)
-    space = check_compatible(target, examples, recipe.labelled)
+    space = check_compatible(target, examples, recipe.labelled and target.task == "classification")
+    if target.task != "classification":  # whose outputs are no classes
+        space = replace(space, classes=len(examples.classes) or None)
     if trainer is not None and settings:
         raise bad("settings", ", ".join(settings), "none beside trainer=", "Put them into the trainer.")
     trainer = trainer or Trainer(**{**recipe.defaults, **settings})

@@ -264,7 +264,7 @@ def _given(name: str, thing: Any, what: str, data: Dataset, device: str) -> Any:
         thing = thing.target if isinstance(thing, FittedAttack) else thing
         return _place(load_model(thing) if isinstance(thing, str) else as_target(thing), device)
     if what == "data":
-        split = "train" if name == "train" else "test"
+        split = "train" if name in ("train", "gallery") else "test"
         return _like(thing, data, split) if isinstance(thing, str) else as_dataset(thing)
     raise bad(f"given {name}", what, "a model or a data set")
 

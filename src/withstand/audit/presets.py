@@ -89,6 +89,16 @@ OTHERS: dict[str, dict[str, tuple[str, ...]]] = {
         "standard": ("retrieval({linf}, examples=100)",),
         "full": ("retrieval({linf}, attack=qair(queries=500), examples=500)",),
     },
+    "embedding": {
+        "quick": ("embedding({linf}, attack=pgd(steps=10, objective=push_away()), examples=200)",),
+        "standard": ("embedding({linf}, examples=1000)",),
+        "full": ("embedding({linf})", "embedding({l2})"),
+    },
+    "hashing": {
+        "quick": ("hashing({linf}, attack=cga(steps=20), examples=200)",),
+        "standard": ("hashing({linf}, examples=1000)", "hashing({linf}, attack=hag(), examples=1000)"),
+        "full": ("hashing({linf})", "hashing({linf}, attack=hag())", "hashing({linf}, attack=sdha())"),
+    },
 }
 """The presets of tasks other than classification."""
 

@@ -12,6 +12,8 @@
   three being PNG files, relative to the run folder.
 - maps: {"items": [{"id", "label", "prediction", "image", "map"}]}, the last two PNG files as well; models that show the same
   examples share their images.
+- neighbours: {"unit": of distances, "items": [{"id", "label", "clean", "adversarial", "distance", "condition", "before",
+  "after"}]}, the last two being lists of {"id", "label", "relevant", "distance", "image" or absent}; images as above.
 
 Figures of the same check and title belong together across models: curves and bars are drawn over one another.
 """

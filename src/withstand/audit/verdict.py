@@ -4,6 +4,7 @@ from withstand.audit.measure import radius_text
 from withstand.audit.scorecard import Scorecard
 from withstand.protocols import Metric
 
+_NOTHING = 0.05  # above a random order
 NONE = 0.005
 """Below this share an accuracy is called none: it rounds to 0 %."""
 
@@ -13,6 +14,8 @@ def verdict(card: Scorecard, model: str) -> str:
     clean = [m for _, m in card.metrics("clean_accuracy", model)]
     if not clean and (lists := [m for _, m in card.metrics("lists_replaced", model)]):
         return _started(card, _of_lists(max(lists, key=lambda m: m.value)))
+    if not clean and (found := _of_searches(card, model)):
+        return _started(card, found)
     if not clean:
         return "Ordinary accuracy was not measured, so there is nothing to compare with."
     thing = "images" if len(card.data.get("shape") or ()) == 3 else "inputs"
@@ -35,6 +38,41 @@ def verdict(card: Scorecard, model: str) -> str:
     warns = sum(f.level == "warn" for f in flags)
     doubt = f" ({warns} warning{'s' if warns > 1 else ''} about how far to trust this)" if warns else ""
     return _started(card, f"{said}: {_advice(left, ordinary)}{doubt}.")
+
+
+def _of_searches(card: Scorecard, model: str) -> str:
+    """Of a model that embeds or hashes: what its searches find, and what is left of that under the worst attack."""
+    for name, does in (
+        ("map", "Ranks what belongs together with a mean average precision of {} for ordinary {}s"),
+        ("recall_at_1", "Finds an item of the right class first for {} of ordinary {}s"),
+    ):
+        found = [m for _, m in card.metrics(name, model)]
+        clean = [m for m in found if "threat" not in m.condition]
+        if not clean:
+            continue
+        thing = "image" if len(card.data.get("shape") or ()) == 3 else "input"
+        said = does.format(_share(clean[0]), thing)
+        collapsed = any(
+            (f.name, f.level) == ("collapsed", "fail") for r in card.results if r.model == model for f in r.flags
+        )
+        if collapsed:
+            return f"{said}: its outputs are all the same, so that nothing can be found and nothing attacked."
+        attacked = [m for m in found if "threat" in m.condition]
+        if not attacked:
+            return f"{said}; how it fares when someone tries to fool it was not measured."
+        worst = min(attacked, key=lambda m: m.value)
+        left, ordinary = worst.value, max(clean[0].value, 1e-9)
+        chance = next((m.value for _, m in card.metrics("chance", model)), 0.0)
+        left, ordinary = max(left - chance, 0.0), max(ordinary - chance, 1e-9)
+        if ordinary < _NOTHING:
+            return f"{said}, where a random order has {100 * chance:.0f} %: there is little to attack."
+        said += ", " + ("and still" if left / ordinary >= 0.8 else "but")
+        said += f" {'' if name == 'map' else 'for '}{_share(worst)} once {_may_change(worst, thing + 's')} in the query"
+        flags = [f for r in card.results if r.model == model for f in r.flags if f.level == "fail"]
+        if flags:
+            return f"{said}; that last number cannot be trusted ({flags[0].name})."
+        return f"{said}: {_advice(left, ordinary)}."
+    return ""
 
 
 def _of_lists(metric: Metric) -> str:

@@ -53,12 +53,19 @@ def run(
     block: o.Block = None,
     given: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=SPEC", help="What checks need: surrogate=MODEL, guide=MODEL, ood=DATA; repeatable."),
+        typer.Option(
+            metavar="NAME=SPEC",
+            help="What checks need: surrogate=MODEL, guide=MODEL, ood=DATA, gallery=DATA.",
+        ),
     ] = None,
     task: Annotated[
         str,
-        typer.Option(help="classification, or retrieval for engines behind http(s)://.../retrieve or FILE.py:FACTORY."),
+        typer.Option(
+            help="classification; retrieval for search by embeddings, or by engines behind http(s)://.../retrieve or "
+            "FILE.py:FACTORY; hashing for lookup by codes. Artefacts know their own."
+        ),
     ] = "classification",
+    layer: o.Layer = None,
     log: Annotated[
         Path | None, typer.Option(help="Questions to an address and its answers: what it holds is not asked again.")
     ] = None,
@@ -115,7 +122,9 @@ def run(
         else:
             assert models is not None
             assert data is not None
-            loaded, others = load_models(models, weights, mean, std, outputs, allow_pickle, given, classes, task, log)
+            loaded, others = load_models(
+                models, weights, mean, std, outputs, allow_pickle, given, classes, task, log, layer
+            )
             examples = load_sample(data, split, limit, size, channels, root, download, series, loaded.values())
         with progress() as report:
             card = audit(

@@ -1,4 +1,4 @@
-"""`withstand harden`: train a classifier that withstands more."""
+"""`withstand harden`: train a model that withstands more."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,12 +15,26 @@ def run(
     out: Annotated[
         Path | None, typer.Option(help="The folder of weights and checkpoints; default runs/MODEL-DATA-RECIPE.")
     ] = None,
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the data.")] = 30,
-    batch: Annotated[int, typer.Option(min=1, help="Examples per update, over all processes.")] = 128,
-    optimizer: Annotated[str, typer.Option(help="sgd, adam or adamw, e.g. 'sgd(0.1, weight_decay=5e-4)'.")] = "sgd",
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Passes over the data; default the recipe's, or 30.")
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="Examples per update, over all processes; default the recipe's, or 128.")
+    ] = None,
+    optimizer: Annotated[
+        str | None,
+        typer.Option(help="sgd, adam or adamw, e.g. 'sgd(0.1, weight_decay=5e-4)'; default the recipe's, or sgd."),
+    ] = None,
     schedule: Annotated[
-        str, typer.Option(help="constant, cosine, steps or one_cycle, e.g. 'cosine(warmup=0.05)'.")
-    ] = "steps",
+        str | None,
+        typer.Option(
+            help="constant, cosine, steps, one_cycle, e.g. 'cosine(warmup=0.05)'; default the recipe's or steps."
+        ),
+    ] = None,
+    sampler: Annotated[
+        str | None,
+        typer.Option(help="What makes a batch, e.g. 'per_class(8)'; default the recipe's, or chance."),
+    ] = None,
     augment: o.Augment = None,
     label_smoothing: Annotated[
         float, typer.Option(min=0, max=1, help="Share of a label spread over all classes.")
@@ -65,7 +79,7 @@ def run(
     ] = None,
     allow_pickle: o.AllowPickle = False,
 ) -> None:
-    """Train a copy of a classifier by a recipe; the best epoch by validation is what counts.
+    """Train a copy of a model by a recipe; the best epoch by validation is what counts.
 
     The same command with the same folder continues a training that was stopped, at whatever moment.
     """
@@ -79,27 +93,30 @@ def run(
     from withstand.training.logs import logger as logger_of
 
     made = parse(recipe, "recipe")
-    trainer = Trainer(
-        epochs=epochs,
-        batch=batch,
-        optimizer=optimizer,
-        schedule=schedule,
-        augment=tuple(augment or ()),
-        label_smoothing=label_smoothing,
-        averaging=averaging,
-        accumulate=accumulate,
-        clip_norm=clip_norm,
-        agc=agc,
-        patience=patience,
-        accelerator=accelerator,
-        devices=devices,
-        nodes=nodes,
-        strategy=strategy,  # type: ignore[arg-type]
-        precision=precision,
-        sync_norm=sync_norm,
-        channels_last=channels_last,
-        compile=compile,
-    )
+    given: dict[str, Any] = {
+        "epochs": epochs,
+        "batch": batch,
+        "optimizer": optimizer,
+        "schedule": schedule,
+        "augment": tuple(augment) if augment else None,
+        "sampler": sampler,
+        "label_smoothing": label_smoothing,
+        "averaging": averaging,
+        "accumulate": accumulate,
+        "clip_norm": clip_norm,
+        "agc": agc,
+        "patience": patience,
+        "accelerator": accelerator,
+        "devices": devices,
+        "nodes": nodes,
+        "strategy": strategy,
+        "precision": precision,
+        "sync_norm": sync_norm,
+        "channels_last": channels_last,
+        "compile": compile,
+    }
+    settings = {key: value for key, value in given.items() if value is not None}
+    trainer = Trainer(**{**made.defaults, **settings})
     if audit is not None:
         from withstand.audit.presets import checks_of
 

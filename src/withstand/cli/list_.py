@@ -5,7 +5,8 @@ from typing import Annotated, Any
 import typer
 
 WHAT = (
-    "systems", "attacks", "recipes", "detectors", "checks", "indicators", "threats", "objectives", "models", "data",
+    "systems", "attacks", "recipes", "detectors", "checks", "indicators", "threats", "objectives", "losses", "samplers",
+    "augmentations", "models", "data",
 )  # fmt: skip
 SOURCES = (
     ("timm:NAME", "any classifier of timm", ""),
@@ -55,9 +56,11 @@ def _rows(what: str) -> list[dict[str, Any]]:
         return [{"name": name, "summary": summary, "extra": extra} for name, summary, extra in (*SOURCES, *zoo)]
     from withstand.registry import entries
 
+    kinds = ("metric_loss", "hashing_loss") if what == "losses" else (what.removesuffix("s"),)
     rows = [
         {"name": e.name, "summary": e.summary, "systems": list(e.systems), "extra": e.extra, "module": e.module}
-        for e in entries(what.removesuffix("s"))
+        for kind in kinds
+        for e in entries(kind)
     ]
     if what == "recipes":  # what an attack has to train first lives with the attacks
         rows = [{"name": r["name"], "verb": _verb(str(r["module"]))} | r for r in rows]

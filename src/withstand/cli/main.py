@@ -5,7 +5,20 @@ import sys
 import typer
 
 import withstand
-from withstand.cli import attack, audit, compare, demo, fit_attack, harden, list_, report, reproduce, transfer
+from withstand.cli import (
+    attack,
+    audit,
+    compare,
+    demo,
+    detect,
+    fit_attack,
+    harden,
+    index,
+    list_,
+    report,
+    reproduce,
+    transfer,
+)
 from withstand.cli.console import say
 from withstand.cli.values import SeveralValues
 from withstand.errors import NotMet, WithstandError
@@ -22,6 +35,8 @@ app = typer.Typer(
 for verb in (audit, demo, attack, fit_attack, transfer, harden, compare, report, list_, reproduce):
     name = verb.__name__.rpartition(".")[2].strip("_").replace("_", "-")
     app.command(name, cls=SeveralValues if verb is transfer else None)(verb.run)
+app.add_typer(index.app, name="index")
+app.add_typer(detect.app, name="detect")
 
 
 def _version(asked: bool) -> None:

@@ -49,6 +49,10 @@ Nodes = Annotated[int, typer.Option(min=1, help="Machines.")]
 Precision = Annotated[str, typer.Option(help="32-true, bf16-mixed or 16-mixed.")]
 Loggers = Annotated[list[str] | None, typer.Option(help="tensorboard or mlflow, beside history.csv; repeatable.")]
 AllowPickle = Annotated[bool, typer.Option("--allow-pickle", help="Load pickled weights: this runs their code.")]
+Layer = Annotated[
+    str | None,
+    typer.Option(help="Of a classifier that embeds: the part whose output counts, not what its head reads."),
+]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; default the best at hand.")]
 Block = Annotated[int | None, typer.Option(min=1, help="Examples per pass; default by the device.")]
 Engine = Annotated[str, typer.Option(help="local, or ray for the workers of a cluster.")]

@@ -23,6 +23,7 @@ def run(
     """
     from withstand.cli.console import resumable, say, show, table
     from withstand.errors import BadInput, bad
+    from withstand.report.files import svg_file
     from withstand.reproductions import available
     from withstand.reproductions.runner import reproduce
 
@@ -38,6 +39,12 @@ def run(
                 if system is not None or not str(error).startswith("scale:"):
                     raise
                 say(f"{name}: left out, {error}")
+    for result in results:
+        for k, figure in enumerate(result.get("figures", ())):
+            path = out / f"{result['system']}.{result['scale']}.{k + 1}.svg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(svg_file(figure), encoding="utf-8")
+            say(f"{figure['title']}: {path}")
     if as_json:
         show(results)
     elif rows := [_row(result, claim) for result in results for claim in result["claims"]]:

@@ -29,6 +29,7 @@ def load_models(
     classes: int | None = None,
     task: str = "classification",
     log: Path | None = None,
+    layer: str | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The models by name, and what else is given by name: a model where weights are named for it, else its text.
 
@@ -52,7 +53,7 @@ def load_models(
         "allow_pickle": allow_pickle,
         "classes": classes,
     }
-    engine: dict[str, Any] = {"task": task} | ({} if log is None else {"log": log})
+    engine: dict[str, Any] = {"task": task} | {k: v for k, v in (("log", log), ("layer", layer)) if v is not None}
     models: dict[str, Any] = {}
     for position, (name, spec) in enumerate(specs):
         chosen = named.get(name or "") or (files[position] if position < len(files) else None)

@@ -49,7 +49,7 @@ def _text(name: str, value: Any) -> str:
         return ""
     if name == "epoch":
         return str(value)
-    return f"{value:.1%}" if "accuracy" in name else f"{value:.0f}" if name == "images_per_second" else f"{value:.4g}"
+    return f"{value:.1%}" if _share(name) else f"{value:.0f}" if name == "images_per_second" else f"{value:.4g}"
 
 
 def _time(seconds: float) -> str:
@@ -62,8 +62,12 @@ def _line(row: dict[str, Any], best: int | None) -> dict[str, str]:
     """A row of the history as texts."""
     texts = {"epoch": f"{row['epoch']}{' (best)' if row['epoch'] == best else ''}"}
     for key, value in row.items():
-        if key in ("accuracy", "robust_accuracy"):
+        if _share(key):
             texts[key.replace("_", " ")] = f"{value:.1%}"
         elif key not in ("epoch", "step", "lr"):
             texts[key.replace("_", " ")] = f"{value:.4g}"
     return texts
+
+
+def _share(name: str) -> bool:
+    return "accuracy" in name or "recall" in name

@@ -31,8 +31,8 @@ def from_arrays(
     """A data set from arrays or tensors.
 
     x: [N, H, W], [N, H, W, C] or [N, C, H, W] with 1 or 3 channels; uint8 (0..255), bool or float in [0, 1].
-    y: integer labels [N], or None. classes: their names or number. layout: "nhwc" or "nchw" where the shape leaves it
-    open. limit, seed: as for `load_data`. Raises: BadInput for anything else.
+    y: integer labels [N], bool [N, C] for a multi-label set, or None. classes: their names or number. layout: "nhwc" or
+    "nchw" where the shape leaves it open. limit, seed: as for `load_data`. Raises: BadInput for anything else.
     """
     if isinstance(x, torch.Tensor):
         x = x.detach().cpu().numpy()

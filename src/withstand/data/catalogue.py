@@ -10,9 +10,9 @@ class Entry(NamedTuple):
     """One data set.
 
     compact: split -> file under the root (one part only: "all"). label: the array or column of that file that holds the
-    labels. public: folder or file of the layout that torchvision reads and writes, with {split} where it differs.
-    torchvision: the class that can download it. size: side in pixels where the images come in many shapes. series: the
-    prefix of its arrays in an archive of time series. aliases: other names.
+    labels; several columns, joined by commas, make a multi-label set. public: folder or file of the layout that torchvision
+    reads and writes, with {split} where it differs. torchvision: the class that can download it. size: side in pixels where
+    the images come in many shapes. series: the prefix of its arrays in an archive of time series. aliases: other names.
     """
 
     name: str
@@ -102,6 +102,11 @@ SETS = (
     Entry(
         "cars", "cars of 40 models (Stanford Cars), 128x128 RGB", "Krause et al. 2013",
         {"all": "vision/cars40.zip"}, aliases=("stanford-cars", "cars40"),
+    ),
+    Entry(
+        "voc", "photographs of buses, cars, cats, persons and trains, often several at once (multi-label)",
+        "PASCAL VOC, Everingham et al. 2010", {"all": "vision/voc5_multilabel.zip"}, "bus,car,cat,person,train", size=128,
+        aliases=("voc5", "pascal-voc"),
     ),
     Entry(
         "orl", "faces of 40 people (AT&T), 112x92 grey", "Samaria, Harter 1994",

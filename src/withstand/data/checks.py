@@ -42,16 +42,20 @@ def check_pixels(x: np.ndarray, positions: np.ndarray, what: str) -> None:
 def check_labels(
     y: np.ndarray, n: int, classes: Sequence[str] | int | None, what: str
 ) -> tuple[np.ndarray, tuple[str, ...]]:
-    """The labels as int64 [N] and the class names (the numbers themselves where there are no names).
+    """The labels as int64 [N] and the class names (the numbers themselves where there are no names). A bool array [N, C],
+    any number of classes to an image, comes back as uint8.
 
     Raises: BadInput for float labels, another shape than [N], labels below 0 or beyond the classes.
     """
     y = np.asarray(y)
+    if y.dtype == np.bool_ and y.ndim == 2:
+        return _check_multilabel(y, n, classes, what)
     if y.dtype.kind not in "iu":
         mend = "Store them as integers: y.astype(np.int64)."
         raise bad(f"{what}: y", f"dtype {y.dtype}", "integer class labels", mend)
     if y.shape != (n,):
-        mend = "Give y.ravel() or y.argmax(1)." if y.ndim == 2 and len(y) == n else ""
+        mend = "Give y.ravel() or y.argmax(1), or y > 0 (bool) where an image may have several labels."
+        mend = mend if y.ndim == 2 and len(y) == n else ""
         raise bad(f"{what}: y", f"shape {list(y.shape)}", f"[{n}], one label for each image", mend)
     if classes is None:
         classes = int(y.max()) + 1 if n else 0
@@ -60,6 +64,16 @@ def check_labels(
         at = int(np.flatnonzero((y < 0) | (y >= len(names)))[0])
         raise bad(f"{what}: y", f"label {y[at]} of image {at}", f"0 to {len(names) - 1} ({len(names)} classes)")
     return y.astype(np.int64), names
+
+
+def _check_multilabel(
+    y: np.ndarray, n: int, classes: Sequence[str] | int | None, what: str
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    known = y.shape[1] if classes is None else classes
+    names = tuple(map(str, range(known) if isinstance(known, int) else known))
+    if y.shape != (n, len(names)):
+        raise bad(f"{what}: y", f"shape {list(y.shape)}", f"[{n}, {len(names)}], a row of yes and no for each image")
+    return y.astype(np.uint8), names
 
 
 def in_order(x: np.ndarray, layout: str | None, what: str) -> np.ndarray:

@@ -73,8 +73,10 @@ def listed(
     fit: Fit,
     archive: Path | None = None,
 ) -> PhotoSource:
-    """Photographs with the rows of their labels.csv: whole numbers, and perhaps `split` (train, val, test)."""
-    if len(photos) != len(rows) or not all(label in r for r in rows):
+    """Photographs with the rows of their labels.csv: whole numbers, and perhaps `split` (train, val, test). label: the
+    column; of several, joined by commas, each holds 0 or 1 for a class of its name."""
+    columns = label.split(",")
+    if len(photos) != len(rows) or not all(c in r for r in rows for c in columns):
         got = f"the columns {', '.join(rows[0]) if rows else '(none)'}"
         raise bad(f"{what}: labels.csv", got, f"file and {label} in each row")
     if rows and "split" in rows[0] and split != "all":
@@ -82,9 +84,17 @@ def listed(
         kept = [i for i, r in enumerate(rows) if r["split"] in wanted]
         photos, rows = [photos[i] for i in kept], [rows[i] for i in kept]
     try:
-        y = np.array([int(r[label]) for r in rows], np.int64)
+        y = np.array([[int(r[c]) for c in columns] for r in rows], np.int64).reshape(-1, len(columns))
     except ValueError as error:
         raise bad(f"{what}: labels.csv: {label}", str(error), "whole numbers") from None
+    if len(columns) > 1:
+        if not np.isin(y, (0, 1)).all():
+            raise bad(
+                f"{what}: labels.csv: {label}", f"the number {y[~np.isin(y, (0, 1))][0]}", "0 or 1 in each column"
+            )
+        y, classes = y > 0, columns
+    else:
+        y = y[:, 0]
     labels, names = check_labels(y, len(photos), classes, what)
     return PhotoSource(tuple(photos), labels, names, what, fit, archive)
 

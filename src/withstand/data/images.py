@@ -21,7 +21,7 @@ _WHOLE = 1 << 28  # files up to this many bytes are hashed as a whole
 
 
 class Source(Protocol):
-    """Where pixels come from. labels: int64 [N] or None; classes: their names."""
+    """Where pixels come from. labels: int64 [N], uint8 [N, C] or None; classes: their names."""
 
     @property
     def labels(self) -> np.ndarray | None: ...
@@ -82,8 +82,14 @@ class Images:
 
     @property
     def labels(self) -> np.ndarray | None:
-        """int64 [N], without reading any image; None for a set without labels."""
+        """int64 [N] (uint8 [N, C] of zeros and ones where `multilabel`), without reading any image; None for a set without
+        labels."""
         return None if self.source.labels is None else self.source.labels[self.positions]
+
+    @property
+    def multilabel(self) -> bool:
+        """Whether an image may have several labels or none: y of a batch is then float [n, C] of zeros and ones."""
+        return self.source.labels is not None and self.source.labels.ndim == 2
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -98,6 +104,7 @@ class Images:
         """
         at = self.positions[self._valid(positions)]
         y = None if self.source.labels is None else torch.from_numpy(self.source.labels[at])
+        y = y.float() if y is not None and self.multilabel else y
         return Batch(self.source.read(at), y, torch.from_numpy(at.astype(np.int64)))
 
     def subset(self, positions: Sequence[int] | ArrayLike) -> Self:
@@ -129,8 +136,11 @@ class Images:
 def stratified(labels: np.ndarray | None, n: int, seed: int) -> np.ndarray:
     """A seeded order of 0..n-1; every beginning of it keeps each class's share of the whole, to about one image.
 
-    Within a class the order is random; the r-th of n_c images of class c stands at (r + u_c) / n_c, u_c uniform.
+    Within a class the order is random; the r-th of n_c images of class c stands at (r + u_c) / n_c, u_c uniform. Of labels
+    [N, C], each combination that occurs counts as a class.
     """
+    if labels is not None and labels.ndim == 2:
+        labels = np.unique(labels, axis=0, return_inverse=True)[1].ravel()
     order = torch.argsort(Rows.count(seed, n).bits((), "data order"), stable=True).numpy()
     if labels is None:
         return order

@@ -1,6 +1,6 @@
 """What wrappers of a whole recipe share: the recipe within, its gradient, and weights that are moved for a while."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Annotated, Any, ClassVar
 
@@ -34,6 +34,24 @@ class Around(Recipe):
     """All stages but the update are those of `self.recipe`."""
 
     shards: ClassVar[bool] = False
+
+    @property
+    def task(self) -> str:  # type: ignore[override]
+        return self._within.task
+
+    @property
+    def selects_on(self) -> tuple[str, str]:  # type: ignore[override]
+        return self._within.selects_on
+
+    @property
+    def defaults(self) -> Mapping[str, Any]:  # type: ignore[override]
+        return self._within.defaults
+
+    def examples(self, model: nn.Module, data: Dataset, seed: int) -> Dataset:
+        return self._within.examples(model, data, seed)
+
+    def validate(self, *given: Any, **named: Any) -> dict[str, float]:
+        return self._within.validate(*given, **named)
 
     def setup(self, model: nn.Module, data: Dataset, rows: Rows) -> nn.Module:
         return self._within.setup(model, data, rows)

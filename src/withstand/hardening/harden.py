@@ -26,9 +26,17 @@ class Hardened(TorchTarget):
     before: the target that training began with, untouched. record: what an audit tells of the training.
     """
 
-    def __init__(self, module: nn.Module, before: Target, name: str, fitted: Fitted, record: TrainingRecord) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        before: Target,
+        name: str,
+        fitted: Fitted,
+        record: TrainingRecord,
+        task: str = "classification",
+    ) -> None:
         shipped, outputs = read_as(module)
-        super().__init__(shipped, name, before.space, outputs=outputs)
+        super().__init__(shipped, name, before.space, task, outputs=outputs)
         self.before, self.fitted, self.record = before, fitted, record
 
     @property
@@ -53,7 +61,7 @@ def harden(
     scratch: bool = False,
     **settings: Any,
 ) -> Hardened:
-    """Train a copy of a classifier by a recipe; returns the best one by validation, which can be audited as it is.
+    """Train a copy of a model by a recipe; returns the best one by validation, which can be audited as it is.
 
     >>> harden("zoo:digits_cnn", "digits", "pgd_at(attack=pgd(linf(0.15), steps=5))", epochs=10)
     <zoo:digits_cnn + pgd_at: classification, input (1, 8, 8), 10 classes>
@@ -64,8 +72,10 @@ def harden(
     out: a folder for checkpoints, history and weights; the same call with the same folder goes on where it stopped.
     validation: a data set, or the share of the examples that is held out, of each class its part; None: no validation, the
     last weights count. judge: the attack by which the best epoch is chosen; "auto" takes PGD with ten steps in the threat
-    of the recipe's attack, if it has one; "none" the clean accuracy. trainer, or its settings one by one: epochs, batch,
-    optimizer, schedule, averaging, ...; see `Trainer`. name: of the result in tables.
+    of the recipe's attack, if it has one and ships a classifier or codes (against which the centre-guided attack takes its
+    place); "none" the clean accuracy (of embeddings: the recall, of codes: MAP).
+    trainer, or its settings one by one: epochs, batch, optimizer, schedule, averaging, ..., which override the recipe's
+    own; see `Trainer`. name: of the result in tables.
 
     Raises:
         BadInput: before any work, where model, data and recipe do not fit, or the folder holds another training.
@@ -75,17 +85,18 @@ def harden(
     if recipe.verb != "harden":
         raise bad("recipe", recipe.component_name, f"a recipe of harden; this one belongs to {recipe.verb}")
     target, module, examples = materials(model, data, scratch)
-    space = check_compatible(target, examples, recipe.labelled)
+    space = check_compatible(target, examples, recipe.labelled and recipe.task == "classification")
     if trainer is not None and settings:
         raise bad("settings", ", ".join(settings), "none beside trainer=", "Put them into the trainer.")
-    trainer = trainer or Trainer(**settings)
+    trainer = trainer or Trainer(**{**recipe.defaults, **settings})
     learned, held = split(examples, validation, seed)
     judge = judge_of(judge, recipe)
     fitted = trainer.fit(recipe, module, learned, held, judge, out, seed, progress, loggers)
     record = TrainingRecord(
         fitted.history, repr(recipe), "" if judge is None else repr(judge), len(learned), len(held or ())
     )
-    after = Hardened(fitted.model, target, name or f"{target.name} + {recipe.component_name}", fitted, record)
+    name = name or f"{target.name} + {recipe.component_name}"
+    after = Hardened(fitted.model, target, name, fitted, record, recipe.task)
     if out is not None and fitted.rank == 0:
         best = "last" if fitted.best_epoch is None else "best"
         keep_model(out, target, space, after.name, f"{best}.safetensors", recipe if ships_around(recipe) else None)
@@ -103,6 +114,8 @@ def judge_of(judge: Any, recipe: Any) -> Any:
         return None
     if judge != "auto":
         return coerce("attack")(judge)
+    if recipe.task not in ("classification", "hashing"):
+        return None
     inner = recipe
     while hasattr(inner, "recipe"):  # wrappers such as AWP
         inner = inner.recipe

@@ -18,6 +18,7 @@ Backend = Literal["auto", "torch", "faiss"]
 
 _PAIRS = 1 << 24  # distances held at once
 _VALUES = 1 << 19  # values of gathered vectors at once on a CPU, whose caches are small
+_AT_ONCE = 4096  # queries that faiss gets at once: it holds blocks of distances itself, and is slow with few queries
 _SPARE = 4  # candidates beyond the k that are asked for: rounding may swap neighbours at the border
 
 
@@ -88,7 +89,7 @@ class Index(nn.Module):
             q = F.normalize(q, dim=1) if self.metric == "cosine" else q
             parts = [
                 self._search(rows, k, None if without is None else without[i : i + len(rows)].to(q.device))
-                for i, rows in _blocks(q, _PAIRS // len(self))
+                for i, rows in _blocks(q, _AT_ONCE if self._uses_faiss() else _PAIRS // len(self))
             ]
             return torch.cat([d for d, _ in parts]), torch.cat([p for _, p in parts])
 

@@ -12,6 +12,7 @@ _HOMES = {
     "logits_of": "withstand.models.target",
     "frozen": "withstand.models.state",
     "count_passes": "withstand.models.counting",
+    "Encoder": "withstand.models.encoder",
     "HiddenKNN": "withstand.models.neighbours",
     "DeepKNN": "withstand.models.neighbours",
     "knn_classifier": "withstand.models.neighbours",
@@ -42,6 +43,7 @@ __all__ = [*_HOMES]
 if TYPE_CHECKING:
     from withstand.models.compatible import check_compatible as check_compatible
     from withstand.models.counting import count_passes as count_passes
+    from withstand.models.encoder import Encoder as Encoder
     from withstand.models.endpoint import HttpTarget as HttpTarget
     from withstand.models.layers import BranchNorm as BranchNorm
     from withstand.models.layers import GradientReversal as GradientReversal

@@ -30,7 +30,8 @@ def describe(target: Target, space: Space) -> dict[str, Any] | None:
 
 
 def keep_model(folder: str | Path, target: Target, space: Space, name: str, weights: str, recipe: Any = None) -> None:
-    """Describe a trained model in its folder, where its architecture was built by `load_model`.
+    """Describe a trained model in its folder, where its architecture was built by `load_model`, as it is or inside what
+    recipes shipped around it before (a probe on an encoder, say).
 
     weights: the file in that folder. recipe: the one that trained it, where it ships something around the architecture.
     """
@@ -39,7 +40,9 @@ def keep_model(folder: str | Path, target: Target, space: Space, name: str, weig
         return
     entry |= {"name": name, "weights": weights}
     if recipe is not None:
-        entry |= {"wraps": repr(recipe), "shape": space.shape}
+        before = _wrappers(entry)
+        wraps = [*before, repr(recipe)] if before else repr(recipe)
+        entry |= {"wraps": wraps, "shape": space.shape, "task": recipe.task}
     write_json(Path(folder) / FILE, entry)
 
 
@@ -73,7 +76,12 @@ def load(folder: str, name: str | None = None) -> Target:
         base = load_model(spec, name=name, **given, **fresh)
         assert isinstance(base, TorchTarget)
         module, space = _deployed(held, weights, base.module, base.space)
-        target: Target = TorchTarget(module, base.name, space, notes=base.notes)
+        task = held.get("task", "classification")
+        if task != "classification":
+            space = replace(space, classes=None)
+        target: Target = TorchTarget(module, base.name, space, task, notes=base.notes)
+        built = ("spec", "mean", "std", "outputs", "options", "wraps", "shape", "task")
+        target.built_by = {key: held[key] for key in built if key in held}
     else:
         target = load_model(spec, weights, name=name, **given)
         if "knn" in held:
@@ -123,12 +131,20 @@ def _damaged(path: Path) -> Iterator[None]:
 def _deployed(held: dict[str, Any], weights: Path, base: nn.Module | None, space: Space) -> tuple[nn.Module, Space]:
     """The recipe that trained it builds what it ships; then the weights are loaded."""
     try:
-        recipe = parse(held["wraps"], "recipe")
+        recipes = [parse(text, "recipe") for text in _wrappers(held)]
     except errors.BadInput as error:
         mend = "Import the module that registers the recipe first (on the command line: give the model as file.py:factory)."
         raise errors.BadInput(f"model: the recipe of {weights.parent / FILE} cannot be built: {error} {mend}") from None
     space = replace(space, shape=held.get("shape") and tuple(held["shape"]), classes=held.get("classes"))
     with torch.random.fork_rng(devices=[]):  # weights are drawn, and then replaced
-        module = recipe.deploy(base, space)
+        module: Any = base
+        for recipe in recipes:
+            module = recipe.deploy(module, space)
     load_weights(module, read_weights(weights), f"weights {weights}")
     return module.eval(), space
+
+
+def _wrappers(entry: dict[str, Any]) -> list[str]:
+    """The recipes that shipped something around the architecture, innermost first."""
+    wraps = entry.get("wraps") or []
+    return [wraps] if isinstance(wraps, str) else wraps

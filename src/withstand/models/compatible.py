@@ -15,8 +15,9 @@ def check_compatible(target: Target, data: Dataset, labels: bool = True, n: int 
     """Run the first n examples through the model and report everything that does not fit, in one error.
 
     labels: whether the set's labels will be used; False for sets that only serve as unfamiliar inputs.
-    A retrieval engine is asked with one example, and labels play no part.
-    Returns the space of the two together: shape, box, and the model's class count.
+    A retrieval engine is asked with one example, and labels play no part. Models that embed or hash need labels, of
+    whatever classes. Returns the space of the two together: shape, box, and the class count of a classifier, or else of
+    the data.
     Raises: BadInput for wrong channels, sizes or class counts, a model that fails on the batch, outputs of the wrong
     rank, NaN or Inf, and probabilities where logits are declared; Unavailable where an endpoint cannot be reached.
     """
@@ -33,7 +34,8 @@ def check_compatible(target: Target, data: Dataset, labels: bool = True, n: int 
     logits = _answer(target, data, x)
     if problems := list(_returned(target, data, logits, len(x), labels)):
         raise BadInput(_said(target, data, problems))
-    return Space(tuple(x.shape[1:]), data.space.box, logits.shape[1])
+    classes = logits.shape[1] if target.task == "classification" else len(data.classes) or None
+    return Space(tuple(x.shape[1:]), data.space.box, classes)
 
 
 def _said(target: Target, data: Dataset, problems: list[str]) -> str:
@@ -51,9 +53,11 @@ def _declared(target: Target, data: Dataset, labels: bool) -> Iterator[str]:
         elif any(w not in (None, h) for w, h in zip(want[1:], have[1:])):
             mend = f"load the data with size={want[-1]}, or the model with size={have[-1]} if it takes that"
             yield f"size: the model takes {_by(want[1:])}, the data is {_by(have[1:])} ({mend})"
-    if labels and not data.classes:
+    if labels and getattr(data, "multilabel", False) and target.task == "classification":
+        yield "labels: several to an image, where a classifier tells one class (such sets serve hashing: --recipe hashing)"
+    elif labels and not data.classes:
         yield "labels: the data has none (use class folders, or an .npz with y)"
-    elif labels and target.space.classes is not None:
+    elif labels and target.space.classes is not None and target.task == "classification":
         yield from _classes(target.space.classes, data)
 
 
@@ -83,7 +87,14 @@ def _answer(target: Target, data: Dataset, x: Tensor) -> Any:
 def _returned(target: Target, data: Dataset, logits: Tensor, n: int, labels: bool) -> Iterator[str]:
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != n or not logits.is_floating_point():
         got = f"{logits.dtype} {list(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
-        yield f"output: got {got}; allowed: float logits [{n}, K]"
+        what = "logits" if target.task == "classification" else "vectors"
+        yield f"output: got {got}; allowed: float {what} [{n}, K]"
+        return
+    if target.task != "classification":
+        if not logits.isfinite().all():
+            yield "output: NaN or Inf on clean data"
+        elif target.task == "hashing" and float(logits.abs().max()) > 1:
+            yield "output: numbers beyond -1 and 1, of which a code is the sign (end the model in a tanh)"
         return
     if labels and data.classes and target.space.classes is None:
         yield from _classes(logits.shape[1], data)

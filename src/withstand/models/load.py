@@ -2,14 +2,17 @@
 
 import inspect
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from withstand.errors import BadInput, bad, unknown
 from withstand.models import artefact, sources
+from withstand.models.encoder import Features
 from withstand.models.normalise import normalisation
 from withstand.models.sources import Built
 from withstand.models.target import Normalised, TorchTarget
@@ -39,6 +42,7 @@ def load_model(
     *,
     name: str | None = None,
     outputs: str | None = None,
+    layer: str | None = None,
     **options: Any,
 ) -> Target:
     """The model that `spec` names, as a target: images [N, C, H, W] in [0, 1] -> logits [N, K].
@@ -52,8 +56,10 @@ def load_model(
     mean, std: per channel, in units of the [0, 1] range, or the name of a preset ("imagenet", "cifar10", "half",
     "none"); default: what the source says, which the target's `notes` repeat. classes: K, where it does not say.
     outputs: "probabilities" for a model that returns them: their logarithm stands for the logits.
-    task: "retrieval" for a search engine, http(s)://.../retrieve or file.py:factory (which returns a retrieval target),
-    images [N, C, H, W] -> ranked ids.
+    task: "embedding", images -> vectors [N, D]: what the network of file.py:factory returns; of a classifier, what its last
+    layer reads or `layer` returns, with length 1. "hashing", images -> numbers [N, K] in (-1, 1) whose signs are a code.
+    "retrieval": a search engine, http(s)://.../retrieve or file.py:factory (which returns a retrieval target), images ->
+    ranked ids; for anything else the same as "embedding". Artefacts know their task.
     options: pretrained (timm, torchvision: fetch the published weights, the default without `weights`; False: an
     untrained network, the same each time), size (timm, torchvision: side of the input that the weights were trained
     for); for .onnx see `OnnxTarget`, for http(s) `HttpTarget` or `HttpRetriever`.
@@ -62,14 +68,19 @@ def load_model(
     if not isinstance(spec, str):
         raise bad("model", type(spec).__name__, f"a text such as {SPECS}", "For a module, call as_target.")
     kind, _, rest = spec.partition(":")
+    if layer is not None and task not in ("embedding", "retrieval"):
+        raise bad("layer", repr(layer), f'None for the task "{task}"', "Embeddings are what a layer returns.")
     if task == "retrieval":
-        return _engine(spec, name=name, **options)
+        engine = _engine(spec, name=name, **options)
+        if engine is not None:
+            return engine
+        task, options = "embedding", {k: v for k, v in options.items() if v is not None}
     if kind in ("http", "https") or spec.endswith(".onnx"):
         return _black_box(spec, weights, mean, std, classes, task, name=name, outputs=outputs, **options)
     if kind == "artefact":
         if weights is not None:
             raise bad("weights", weights, f"None for {spec}", "The folder holds its own.")
-        return artefact.load(rest, name)
+        return _suited(artefact.load(rest, name), task, layer)
     if kind in _SOURCES and rest:
         build: Callable[..., Built] = _SOURCES[kind]
         argument: Any = rest
@@ -87,10 +98,14 @@ def load_model(
     built.module.eval()
     pair, note = normalisation(mean, std, built.normalise, None if built.shape is None else built.shape[0])
     model = built.module if pair is None else Normalised(built.module, *pair).eval()
+    embeds = task == "embedding" and (kind in _SOURCES or layer is not None)
+    if embeds:
+        model = Features(model, layer).eval()
     target = TorchTarget(
         model,
         name or (spec if weights is None else f"{spec} [{Path(weights).stem}]"),
-        getattr(built.module, "space", None) or Space(built.shape, (0.0, 1.0), built.classes),
+        getattr(built.module, "space", None)
+        or Space(built.shape, (0.0, 1.0), built.classes if task == "classification" else None),
         task,
         outputs or "logits",  # type: ignore[arg-type]
         built.text,
@@ -115,7 +130,20 @@ def _known_options(build: Callable[..., Any], spec: str, options: dict[str, Any]
             raise unknown(f"{spec}: option", option, [*known, "name", "outputs"])
 
 
-def _engine(spec: str, **options: Any) -> Target:
+def _suited(target: Target, task: str, layer: str | None) -> Target:
+    """An artefact for a task: a classifier embeds by its features; what embeds or hashes does so whatever is asked."""
+    if task in ("classification", target.task) or target.task != "classification":
+        if layer is not None:
+            raise bad("layer", repr(layer), f"None for an artefact whose task is {target.task}")
+        return target
+    if task != "embedding" or target.module is None:
+        raise bad("task", repr(task), f'"embedding" or "classification" for {target.name}, a classifier')
+    space = replace(target.space, classes=None)
+    return TorchTarget(Features(target.module, layer), target.name, space, "embedding")
+
+
+def _engine(spec: str, **options: Any) -> Target | None:
+    """The search engine of an address or a factory; None for models, whose own search can be looked into."""
     from withstand.models.retrieval import HttpRetriever, RetrievalTarget
 
     given = {k: v for k, v in options.items() if v is not None}
@@ -123,13 +151,19 @@ def _engine(spec: str, **options: Any) -> Target:
         _known_options(HttpRetriever, spec, given)
         return HttpRetriever(spec, **given)
     if ".py:" not in spec:
-        raise bad("model", spec, "http(s)://.../retrieve or file.py:factory for task='retrieval'")
+        return None
+    with torch.random.fork_rng(devices=[]):
+        made, _ = sources.made_by((spec[: spec.rfind(".py") + 3], spec[spec.rfind(".py") + 4 :]))
+    if isinstance(made, nn.Module):
+        return None
     if unsuited := given.keys() - {"name"}:
         raise bad(f"{spec}: {min(unsuited)}", given[min(unsuited)], "nothing", "The factory itself makes the engine.")
-    made, _ = sources.made_by((spec[: spec.rfind(".py") + 3], spec[spec.rfind(".py") + 4 :]))
     if not isinstance(made, RetrievalTarget):
         raise bad(
-            f"{spec}()", f"a {type(made).__name__}", "a RetrievalTarget", "Wrap the engine: RetrievalTarget(fn, k)."
+            f"{spec}()",
+            f"a {type(made).__name__}",
+            "a RetrievalTarget or a torch module",
+            "Wrap the engine: RetrievalTarget(fn, k).",
         )
     made.name = given.get("name", made.name)
     return made

@@ -15,6 +15,7 @@ from markupsafe import Markup
 
 from withstand.report import figures, heatmaps, summary, words
 from withstand.report.gallery import gallery
+from withstand.report.lists import lists
 from withstand.report.maps import maps
 
 _HERE = Path(__file__).parent
@@ -157,6 +158,8 @@ def _figure(
         made["parts"] = [(m, *gallery(d, home), d.get("magnified", 1)) for _, m, d in data]
     elif kind == "maps":
         made["parts"] = maps([(m, d) for _, m, d in data], home)
+    elif kind == "neighbours":
+        made["parts"] = [(m, *lists(d, home), d["unit"]) for _, m, d in data]
     else:
         made |= {"kind": "unknown", "parts": [], "captions": [*captions, f"Figures of kind {kind!r} are not drawn."]}
     return made

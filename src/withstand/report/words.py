@@ -77,12 +77,32 @@ METRICS: dict[str, tuple[str, str]] = {
     ),
     "zero_differences": ("Directions without effect", "share of the probes that left the list's relevance as it was"),
     "median_queries": ("Median queries to success", "half of the broken examples fell to fewer queries"),
+    "map": ("Mean average precision (MAP)", "precision at each relevant item of the whole ranked list, averaged"),
+    "map_at_r": ("MAP@R", "precision at each relevant item among the R nearest, R items being relevant; over R"),
+    "r_precision": ("R-precision", "share of relevant items among the R nearest, R items being relevant"),
+    "shift": ("Shift of the output", "how far the attack moved it: cosine distance, or share of bits that flipped"),
+    "chance": ("Chance", "share of the items that are relevant to a query: what a random order finds"),
+    "pi_intra": ("Distance within classes", "mean cosine distance of two items of a class"),
+    "pi_inter": ("Distance between classes", "mean cosine distance of two class means"),
+    "pi_ratio": ("Density", "distance within classes over distance between them; smaller is denser"),
+    "rho": ("Spectral decay", "0: all directions of the space are used alike"),
+    "nmi": ("Clusters and classes agree (NMI)", "normalised mutual information of k-means clusters and labels"),
+    "mean_distance_of_items": ("Distance of items", "mean cosine distance of two items"),
+    "distinct_codes": ("Distinct codes", "different codes among the items"),
     "auroc": (
         "Unfamiliar inputs: AUROC",
         "chance that an unfamiliar input looks more suspicious than a familiar one",
     ),
     "aupr": ("Unfamiliar inputs: AUPR", "area under precision against recall, unfamiliar inputs being the positives"),
     "fpr95": ("Unfamiliar inputs: FPR95", "share of the other set mistaken when 95% are found"),
+    "human_auroc": (
+        "Wrong answers and unfamiliar inputs: AUROC",
+        "chance that an input whose answer is wrong, or which is of no class, looks more suspicious than one answered right",
+    ),
+    "human_fpr95": (
+        "Wrong answers and unfamiliar inputs: FPR95",
+        "share of wrong answers let through when 95% of the right ones are",
+    ),
     "detection_auroc": (
         "Detecting attacks: AUROC",
         "chance that a successful adversarial example looks more suspicious than a clean one",
@@ -92,6 +112,12 @@ METRICS: dict[str, tuple[str, str]] = {
     "undetected_success": ("Wrong and not flagged", "share of the examples first right that evade model and detector"),
     "false_alarms": ("False alarms", "share of clean examples that the detector flags"),
     "noise_alarms": ("Alarms at random noise", "share of examples that are flagged after noise of the same size"),
+}
+_AT = re.compile(r"(recall|map)_at_(\d+)")
+_BALL = re.compile(r"(precision|recall)_at_radius_(\d+)")
+_MEANT = {
+    "recall": "share of the queries with a relevant item among the {k} nearest",
+    "map": "precision at each relevant item among the {k} nearest, averaged over those",
 }
 _BARE = ("attack", "threat", "norm", "detector", "kind", "corruption")
 _SPELLED = ("kind", "corruption")
@@ -103,12 +129,18 @@ def title(name: str) -> str:
     """The human title of a metric or a flag; unknown names are spelled out."""
     if name in METRICS:
         return METRICS[name][0]
+    if found := _AT.fullmatch(name):
+        return f"{'MAP' if found[1] == 'map' else 'Recall'}@{found[2]}"
+    if found := _BALL.fullmatch(name):
+        return f"{found[1].capitalize()} within {found[2]} bits"
     words = name.replace("_", " ").replace(".", " ").strip()
     return words[:1].upper() + words[1:] if words else "Unnamed"
 
 
 def meaning(name: str) -> str:
     """One line on what a metric is; empty for names that are not ours."""
+    if found := _AT.fullmatch(name):
+        return _MEANT.get(found[1], "").format(k=found[2])
     return METRICS[name][1] if name in METRICS else ""
 
 

@@ -6,6 +6,9 @@ A module of this package states `SYSTEM = "id"` as a literal and offers
 - `measure(scale, seed, progress) -> {"rows": [...]}`: one row {"arm", "metric", "examples"} per arm and metric, where
   examples is one number per example in a fixed order (a text of 0 and 1 for yes and no). Rows may say more.
 
+It may offer `figures(seeds) -> list[Figure]` besides: curves and bars made of the rows of every seed, which are kept with
+the result, drawn by the command and shown in the docs.
+
 `reproduce` runs it seed by seed, judges the claims and writes `results/<system>.<scale>.json`; nothing else does.
 """
 

@@ -6,6 +6,7 @@ import json
 import platform
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -75,6 +76,8 @@ def reproduce(
         "versions": _versions(),
         "rows": {seed: m["rows"] for seed, m in measured.items()},
     }
+    if hasattr(module, "figures"):
+        result["figures"] = [asdict(figure) for figure in module.figures([m["rows"] for m in measured.values()])]
     write_json(folder / f"{system}.{scale}.json", result)
     partial.unlink(missing_ok=True)
     return result

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import torch
 
@@ -12,9 +13,13 @@ from withstand.random import derive
 AHEAD = 2
 
 
-def order(examples: int, epoch: int, seed: int) -> torch.Tensor:
-    """The order of the examples in an epoch."""
-    return torch.randperm(examples, generator=torch.Generator().manual_seed(derive(seed, "order", epoch)))
+def order(data: Dataset, batch: int, epoch: int, seed: int, sampler: Any = None) -> torch.Tensor:
+    """The positions of an epoch, batch by batch: int64 [steps * batch]. sampler: None shuffles all examples, and passes
+    over what is left over at the end (other examples in each epoch)."""
+    generator = torch.Generator().manual_seed(derive(seed, "order", epoch))
+    if sampler is None:
+        return torch.randperm(len(data), generator=generator)[: len(data) // batch * batch]
+    return sampler(getattr(data, "labels", None), len(data), batch, generator)
 
 
 def shares(batch: int, world: int, accumulate: int) -> int:
@@ -29,16 +34,24 @@ def shares(batch: int, world: int, accumulate: int) -> int:
 
 
 def micro_batches(
-    data: Dataset, epoch: int, seed: int, batch: int, accumulate: int, first: int, rank: int = 0, world: int = 1
+    data: Dataset,
+    epoch: int,
+    seed: int,
+    batch: int,
+    accumulate: int,
+    first: int,
+    rank: int = 0,
+    world: int = 1,
+    sampler: Any = None,
 ) -> Iterator[Batch]:
     """The parts that one process learns from in an epoch, beginning with step `first` of the epoch.
 
-    A step takes the next `batch` examples of the order; what is left over at the end of an epoch is passed over (other
-    examples in each epoch). Part m of process r takes every (world * accumulate)-th example from m * world + r on.
+    A step takes the next `batch` examples of the order. Part m of process r takes every (world * accumulate)-th of them
+    from m * world + r on.
     """
     parts = shares(batch, world, accumulate) and world * accumulate
-    positions = order(len(data), epoch, seed)
-    steps = len(data) // batch
+    positions = order(data, batch, epoch, seed, sampler)
+    steps = len(positions) // batch
     wanted: list[Sequence[int]] = [
         positions[s * batch : (s + 1) * batch][m * world + rank :: parts].tolist()
         for s in range(first, steps)

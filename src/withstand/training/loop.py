@@ -26,12 +26,11 @@ from withstand.registry import is_component, live
 from withstand.training import checkpoints, sharding
 from withstand.training.averaging import Average
 from withstand.training.devices import ALL, launched, memory_advice, synchronise
-from withstand.training.feed import micro_batches, shares
+from withstand.training.feed import micro_batches, order, shares
 from withstand.training.logs import as_csv
 from withstand.training.overfitting import summary
 from withstand.training.recipe import Step
 from withstand.training.trainer import Fitted, Moment, Trainer
-from withstand.training.validate import validate
 
 
 class Advance(nn.Module):
@@ -62,7 +61,8 @@ class Loop:
         progress: Callable[[Moment], None] | None,
         loggers: Sequence[Any],
     ) -> None:
-        self.trainer, self.recipe, self.data, self.seed = trainer, recipe, data, seed
+        self.trainer, self.recipe, self.seed = trainer, recipe, seed
+        self.data = data = recipe.examples(model, data, derive(seed, "examples"))
         self.validation, self.attack = validation, attack
         self.folder = None if out is None else Path(out)
         self.progress, self.loggers = progress, loggers
@@ -102,7 +102,7 @@ class Loop:
 
         self.batch = min(trainer.batch, len(data))
         shares(self.batch, self.world, trainer.accumulate)
-        self.per_epoch = len(data) // self.batch
+        self.per_epoch = len(order(data, self.batch, 0, seed, trainer.sampler)) // self.batch
         self.steps = self.per_epoch * trainer.epochs
         self.classes = len(data.classes)
         self.config = self._config(model)
@@ -143,7 +143,8 @@ class Loop:
         k = self.trainer.accumulate
         began, at = time.perf_counter(), self.step
         parts: list[Batch] = []
-        for part in micro_batches(self.data, epoch, self.seed, self.batch, k, first, self.rank, self.world):
+        sampler = self.trainer.sampler
+        for part in micro_batches(self.data, epoch, self.seed, self.batch, k, first, self.rank, self.world, sampler):
             parts.append(part)
             if len(parts) < k:
                 continue
@@ -269,7 +270,9 @@ class Loop:
                     mend = "No epoch held the accuracy, and the model is as it was given: lower the weight or the rate."
                     warnings.warn(f"{self.stopped}. {mend}", stacklevel=2)
             return
-        score = row["robust_accuracy" if self.attack is not None else "accuracy"]
+        if self.recipe.selects_on is None:
+            return
+        score = row[self.recipe.selects_on[self.attack is not None]]
         if self.best["score"] is None or score > self.best["score"]:
             self._keep(model, row["epoch"], score)
         else:
@@ -291,7 +294,7 @@ class Loop:
 
     def _validated(self, model: nn.Module, attack: Any) -> dict[str, float]:
         assert self.validation is not None
-        return validate(
+        return self.recipe.validate(
             model,
             self.validation,
             attack,

@@ -98,6 +98,23 @@ class Cosine:
         return self.last + (1 - self.last) * (1 + math.cos(math.pi * done)) / 2
 
 
+@component("schedule", "cosine_arc")
+class CosineArc:
+    """The beginning of a cosine, cos(pi * turn * t / T), which ends while it still falls: 0.195 of the rate by default.
+
+    turn: of half a period; 7/16 as in FixMatch (Sohn et al., 2020, arXiv 2001.07685).
+    """
+
+    turn: float = 7 / 16
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.turn <= 0.5:
+            raise bad("turn", self.turn, "a share in [0, 0.5], so that no rate is negative")
+
+    def __call__(self, progress: float) -> float:
+        return math.cos(math.pi * self.turn * progress)
+
+
 @component("schedule", "steps")
 class Steps:
     """The learning rate is multiplied by `factor` at each of the given shares of the training.

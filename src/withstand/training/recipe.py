@@ -14,6 +14,7 @@ from withstand.errors import bad
 from withstand.protocols import Batch, Dataset, Space, Update
 from withstand.random import Rows, derive
 from withstand.registry import replace
+from withstand.training.validate import validate
 
 Optimizers = dict[str, torch.optim.Optimizer]
 MakeOptimizer = Callable[[Any], torch.optim.Optimizer]
@@ -111,11 +112,17 @@ class Recipe:
     learned: ClassVar[bool] = False
     """Whether the model that it is given has to be trained already."""
     defaults: ClassVar[Mapping[str, Any]] = {}
-    """Settings of the trainer that its paper took, by name; `fit_attack` takes them where nothing else is said."""
+    """Settings of the trainer that it needs or its paper took, by name, which hold where nothing else is said."""
     wraps: ClassVar[bool] = False
     """Whether what is shipped is not of the given architecture but what `deploy` builds around it."""
     shards: ClassVar[bool] = True
     """Whether it can do with weights that are spread over processes, whose gradients no process sees as a whole."""
+    task: ClassVar[str] = "classification"
+    """What the model that is shipped does: "classification" (logits), "embedding" (unit vectors [N, d]) or "hashing"
+    (values in (-1, 1) [N, K], whose signs are the code)."""
+    selects_on: ClassVar[tuple[str, str] | None] = ("accuracy", "robust_accuracy")
+    """The measure of the validation by which the best epoch is chosen, without and with an attack that judges; None: the
+    last epoch is what counts, whatever the validation shows."""
 
     @property
     def may_lose(self) -> float | None:
@@ -123,6 +130,10 @@ class Recipe:
         examples lies no more than this below that of the model given; the training ends with the first beyond. For what
         trades accuracy for something that validation does not see."""
         return None
+
+    def examples(self, model: nn.Module, data: Dataset, seed: int) -> Dataset:
+        """The examples that are learned from, made of those that are given (pseudo-labels, say); called before `setup`."""
+        return data
 
     def setup(self, model: nn.Module, data: Dataset, rows: Rows) -> nn.Module:
         """A system with a copy of the model. rows: draws for whatever has to be initialised."""
@@ -155,6 +166,21 @@ class Recipe:
             mend = "Define deploy(model, space), which builds what finish() returns."
             raise bad("recipe", repr(self), "one that tells how what it ships is built", mend)
         return model
+
+    def validate(
+        self,
+        model: nn.Module,
+        data: Dataset,
+        attack: Any,
+        device: torch.device | str,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        total: Callable[[Tensor], Tensor] = lambda counts: counts,
+    ) -> dict[str, float]:
+        """The measures of a validation, those of `selects_on` among them; default the accuracy of a classifier. Each of
+        `world` processes takes its share; `total` sums tensors over them."""
+        return validate(model, data, attack, device, seed, rank, world, total)
 
     def remark(self, history: Sequence[Mapping[str, Any]]) -> str:
         """A warning to be given at the end of an epoch, of which the last row of the history tells; "" for none."""

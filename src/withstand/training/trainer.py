@@ -14,6 +14,7 @@ from withstand.registry import coerce, component
 from withstand.training.augment import AugmentationsField
 from withstand.training.optimizers import SGD, OptimizerField, ScheduleField, Steps
 from withstand.training.overfitting import robust_generalisation_gap, robust_overfitting_gap
+from withstand.training.samplers import SamplerField
 
 AveragingField = Annotated[Any, PlainValidator(coerce("averaging"))]
 
@@ -68,9 +69,10 @@ class Trainer:
 
     epochs: passes over the data. batch: examples per update over all processes; what is left over at the end of an epoch is
     passed over. optimizer, schedule: of the main parameters; the schedule multiplies the learning rate, step by step.
-    augment: done to every batch before the recipe sees it. label_smoothing: share s of a label that is spread evenly over
-    all K classes, (1 - s) * onehot + s / K (torch's convention), in what is learned from, never in attacks. Papers that
-    give 1 - s' to the label and s' / (K - 1) to each other class mean s = s' * K / (K - 1) here.
+    augment: done to every batch before the recipe sees it. sampler: which examples make a batch
+    (`withstand.training.samplers`); None shuffles them all in every epoch. label_smoothing: share s of a label that is
+    spread evenly over all K classes, (1 - s) * onehot + s / K (torch's convention), in what is learned from, never in
+    attacks. Papers that give 1 - s' to the label and s' / (K - 1) to each other class mean s = s' * K / (K - 1) here.
     averaging: of the weights (`ema`, `swa`); validation and the result then use the average. accumulate: parts into which
     a batch is cut to save memory; batch norm sees the parts. clip_norm: largest global norm of the gradient.
     agc: adaptive clipping, the largest norm of a unit's gradient as a share of its weights' (Brock et al., 2021, arXiv
@@ -91,6 +93,7 @@ class Trainer:
     optimizer: OptimizerField = SGD()
     schedule: ScheduleField = Steps()
     augment: AugmentationsField = ()
+    sampler: SamplerField = None
     label_smoothing: float = 0.0
     averaging: AveragingField = None
     accumulate: int = 1

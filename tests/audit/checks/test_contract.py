@@ -5,10 +5,11 @@ import json
 import math
 
 import pytest
+import torch
 
 from withstand.audit.check import Check, Table
 from withstand.audit.store import as_table
-from withstand.models import HiddenKNN
+from withstand.models import HiddenKNN, TorchTarget
 from withstand.registry import entries, from_json, parse, to_json
 
 QUICK = {
@@ -28,10 +29,12 @@ QUICK = {
     "certified": "certified(n0=20, n=200)",
     "trust": "trust(threat=linf(0.1), steps=2, queries=5)",
     "retrieval": "retrieval(linf(0.3), attack=qair(queries=25))",
+    "embedding": "embedding(linf(0.2), attack=pgd(steps=3, objective=push_away()), ks=(1, 4))",
+    "hashing": "hashing(linf(0.2), attack=pgd(steps=3, objective=push_away()), ks=(1, 5))",
     "training_curve": "training_curve()",
     "saliency": "saliency(steps=4)",
 }
-SOME = ("trust", "training_curve")  # measures some examples under some conditions only
+SOME = ("trust", "training_curve", "embedding", "hashing")  # measures some units under some conditions only
 CHECKS = [e.name for e in entries("check") if e.module.startswith("withstand.audit.checks")]
 N = 24
 
@@ -71,12 +74,25 @@ def votes64(plain64, digits64):
     return HiddenKNN(plain64, ["7"], digits64.x[100:], digits64.y[100:]).target("votes64")
 
 
+@pytest.fixture(scope="session")
+def searches64(plain64):
+    """The digits network up to its hidden layer, as an embedding and as codes."""
+    hidden = torch.nn.Sequential(*list(plain64.model)[:7])
+    hashed = torch.nn.Sequential(*list(plain64.model), torch.nn.Tanh())
+    return {
+        "embedding": TorchTarget(copy.deepcopy(hidden), "embeds64", plain64.space, "embedding"),
+        "hashing": TorchTarget(copy.deepcopy(hashed), "hashes64", plain64.space, "hashing"),
+    }
+
+
 @pytest.fixture
-def target_of(plain64, engine64, votes64):
+def target_of(plain64, engine64, votes64, searches64):
     """What a check by this name is run on."""
 
     def find(name):
         check = parse(QUICK[name], "check")
+        if check.task in searches64:
+            return searches64[check.task]
         return engine64 if check.task == "retrieval" else votes64 if "neighbours" in check.access else plain64
 
     return find
@@ -239,4 +255,23 @@ def maps(d):
     assert all(i.keys() == {"id", "label", "prediction", "image", "map"} for i in d["items"])
 
 
-SCHEMAS = {"maps": maps, "curve": curve, "bars": bars, "heatmap": heatmap, "table": table, "gallery": gallery}
+def neighbours(d):
+    assert d.keys() == {"items", "unit"}
+    assert 0 < len(d["items"]) <= 8
+    for item in d["items"]:
+        assert item.keys() == {"id", "label", "distance", "condition", "clean", "adversarial", "before", "after"}
+        for near in (*item["before"], *item["after"]):
+            assert {"id", "label", "relevant", "distance"} <= near.keys() <= {
+                "id", "label", "relevant", "distance", "image",
+            }  # fmt: skip
+
+
+SCHEMAS = {
+    "neighbours": neighbours,
+    "maps": maps,
+    "curve": curve,
+    "bars": bars,
+    "heatmap": heatmap,
+    "table": table,
+    "gallery": gallery,
+}

@@ -44,6 +44,18 @@ def test_figures_are_those_of_scikit_learn(done, detector):
     assert done.metric("fpr95", detector=detector).value == pytest.approx(false[np.argmax(true >= 0.95)])
 
 
+@pytest.mark.parametrize("detector", ["msp", "energy", "knn"])
+def test_wrong_answers_count_with_the_unfamiliar_by_the_human_centric_notion(done, detector, plain64, digits64):
+    found = scores(done, detector)[0]
+    with torch.no_grad():
+        wrong = (plain64(digits64.x[:80:2]).argmax(1) != digits64.y[:80:2]).numpy()
+    reject = np.r_[wrong, np.ones(60, bool)]
+    assert wrong.any()
+    assert done.metric("human_auroc", detector=detector).value == pytest.approx(roc_auc_score(reject, found))
+    false, true, _ = roc_curve(~reject, -found, drop_intermediate=False)
+    assert done.metric("human_fpr95", detector=detector).value == pytest.approx(false[np.argmax(true >= 0.95)])
+
+
 def test_neighbours_come_from_examples_that_are_not_scored(done, plain64, digits64):
     ids = [r.id for r in done.rows if r.unit == "image" and r.condition["detector"] == "knn"]
     assert ids == list(range(0, 80, 2))

@@ -71,6 +71,8 @@ class Problem:
         self.size: float | Tensor = 0.0
         self._scratch: dict[str, Tensor] = {}
         self._fresh_wins, self._remembers = False, "best"
+        if y is None and not self._classifies:
+            y = torch.full((n,), -1, device=device)
         self.y = y if y is not None else self.clean.logits.argmax(1)
         if y is None:
             self._remember_clean()
@@ -84,6 +86,10 @@ class Problem:
     def _set_objective(self, objective: Any, criterion: Any = None) -> None:
         self.objective = as_objective(objective)
         self.criterion = criterion if criterion is not None else getattr(self.objective, "criterion", None)
+        self._classifies = getattr(self.objective, "classifies", True)
+        if self.nearest and self.criterion is None:
+            allowed = "one with a goal, e.g. margin, or the search inside a given set, e.g. pgd"
+            raise bad("objective", repr(self.objective), allowed, "There is no nearest point without a goal.")
         reads = getattr(self.objective, "reads", ("logits",))
         self._features = tuple(r for r in reads if r not in {"logits", "input"})
         self._state: dict[str, Tensor] | None = None
@@ -384,7 +390,7 @@ class Problem:
         if not self._checked:
             self._checked = True
             check_output(seen.logits, points)
-            labels = self._labels
+            labels = self._labels if self._classifies else None
             if labels is not None and labels.dim() == 1 and int(labels.max()) >= seen.logits.shape[1]:
                 raise bad(
                     "y",

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from withstand.audit.check import Check, Table
-from withstand.audit.separation import separation
+from withstand.audit.separation import Statistic, separation
 from withstand.detection.ood import KNN, MSP, Bank, Energy, MaxLogit
 from withstand.errors import bad
 from withstand.metrics import aupr, auroc, fpr_at_tpr, roc
@@ -34,7 +34,9 @@ class Unfamiliar(Check):
     no features.
 
     AUROC, AUPR: unfamiliar examples are the positives; AUPR also with the familiar ones as positives. FPR95: the share of
-    unfamiliar examples taken for familiar when the threshold keeps 95 % of the familiar ones.
+    unfamiliar examples taken for familiar when the threshold keeps 95 % of the familiar ones. Beside them human_auroc and
+    human_fpr95, for labelled data: a prediction ought to be accepted if it is right, and rejected otherwise, so that
+    misclassified familiar examples count with the unfamiliar ones.
 
     k: which neighbour counts for kNN. fitted: at most so many examples are held to compare with.
 
@@ -86,13 +88,17 @@ class Unfamiliar(Check):
         assert shard.ids is not None
         bank = Bank(target, [MSP(), MaxLogit(), Energy(), *([KNN(self.k)] if artefact else [])])
         block = ctx.block or _BLOCK
-        parts = [bank.score(x, artefact or {}) for x in shard.x.split(block)]
+        parts, logits = zip(*[bank.judge(x, artefact or {}) for x in shard.x.split(block)])
         ctx.spend(forwards=len(shard) + len(parts))
+        said, labels = (
+            torch.cat(logits).argmax(1).tolist(),
+            [None] * len(shard) if shard.y is None else shard.y.tolist(),
+        )
         units = ["unfamiliar" if other else "image" for other in shard.extra["unfamiliar"].tolist()]
         for name in bank.detectors:
             scores = torch.cat([p[name] for p in parts]).tolist()
-            for unit, id_, score in zip(units, shard.ids.tolist(), scores):
-                yield Row(unit, id_, {"detector": name}, None, score, cost=1)
+            for unit, id_, score, y, guess in zip(units, shard.ids.tolist(), scores, labels, said):
+                yield Row(unit, id_, {"detector": name}, None, score, y, guess, cost=1)
 
     def reduce(self, rows: Table, others: Mapping[str, Table], ctx: Context) -> Findings:
         found = Findings()
@@ -104,6 +110,9 @@ class Unfamiliar(Check):
             if positive.all() or not positive.any():
                 continue  # a shard with one kind alone says nothing yet
             found.metrics += _metrics(part.value, positive, condition)
+            reject = positive | (part.column("label") != part.column("prediction"))
+            if ctx.classes and not reject.all():
+                found.metrics += _human(part.value, reject, condition)
             false, true = roc(part.value, positive)
             curves.append({"name": _NAMES[name], "y": np.interp(grid, false, true).tolist()})
             if name == "msp":
@@ -204,6 +213,12 @@ def _metrics(scores: np.ndarray, positive: np.ndarray, condition: dict[str, Any]
             ("fpr95", lambda s, p, w=None: fpr_at_tpr(-s, ~p, 0.95, w), "lower", condition),
         ],
     )
+
+
+def _human(scores: np.ndarray, reject: np.ndarray, condition: dict[str, Any]) -> list[Metric]:
+    """The same where predictions that are wrong ought to be rejected, and no others."""
+    passed: Statistic = ("human_fpr95", lambda s, p, w=None: fpr_at_tpr(-s, ~p, 0.95, w), "lower", condition)
+    return separation(scores, reject, [("human_auroc", auroc, "higher", condition), passed])
 
 
 def _histogram(confidence: np.ndarray, positive: np.ndarray) -> Figure:

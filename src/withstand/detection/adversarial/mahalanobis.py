@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from withstand.detection.adversarial.layered import Layered
+from withstand.detection.ood.logits import labels_of
 from withstand.errors import bad
 from withstand.registry import component
 
@@ -31,20 +32,31 @@ class Mahalanobis(Layered):
     layers: tuple[str, ...] = ()
 
     def fit_layer(self, h: Tensor, y: Tensor | None) -> tuple[dict[str, Tensor], Tensor]:
-        if y is None or y.dim() != 1 or len(y) != len(h):
-            got = None if y is None else tuple(y.shape)
-            raise bad("labels", got, f"the class of each of the {len(h)} trusted examples")
-        classes, at = y.to(h.device).unique(return_inverse=True)
-        means = torch.stack([h[at == c].mean(0) for c in range(len(classes))])
-        centred = h - means[at]
-        variance, axes = torch.linalg.eigh(centred.T @ centred / len(h))
-        used = variance > _FLAT * variance[-1].clamp_min(1e-300)
-        if not bool(used.any()):
-            raise bad("data", "features that do not vary within classes", "several different examples of a class")
-        whiten = axes[:, used] / variance[used].sqrt()
-        own = {"whiten": whiten, "means": means @ whiten}
+        whiten, classes = tied(h, y)
+        own = {"whiten": whiten, "means": classes}
         return own, self.score_layer(h, own)
 
     def score_layer(self, h: Tensor, own: Mapping[str, Tensor]) -> Tensor:
         z = h @ own["whiten"]
         return torch.stack([(z - mean).square().sum(1) for mean in own["means"]], 1).amin(1)
+
+
+def tied(h: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
+    """What whitens the features h [N, D] within classes, [D, R], and the whitened class means [C, R].
+
+    Directions of next to no variance within classes are left out, so that R <= D. Raises: BadInput without labels y [N], and
+    for features that do not vary within classes.
+    """
+    classes, at = labels_of(y, len(h)).to(h.device).unique(return_inverse=True)
+    means = torch.stack([h[at == c].mean(0) for c in range(len(classes))])
+    whiten = whitening(h - means[at])
+    return whiten, means @ whiten
+
+
+def whitening(centred: Tensor) -> Tensor:
+    """What turns centred features [N, D] into uncorrelated ones of variance 1 (over N), [D, R]; see `tied`."""
+    variance, axes = torch.linalg.eigh(centred.T @ centred / len(centred))
+    used = variance > _FLAT * variance[-1].clamp_min(1e-300)
+    if not bool(used.any()):
+        raise bad("data", "features that do not vary within classes", "several different examples of a class")
+    return axes[:, used] / variance[used].sqrt()

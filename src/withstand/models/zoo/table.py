@@ -74,6 +74,7 @@ ZOO = (
         "wrn16_1", "WideResNet-16-1", (3, 32, 32), "wide_resnet:WideResNet", {"depth": 16, "width": 1},
         ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
     ),
+    Entry("wrn_28_2", "WideResNet-28-2", (3, 32, 32), "wide_resnet:WideResNet", {"depth": 28, "width": 2}),
     Entry("wrn_28_10", "WideResNet-28-10", (3, 32, 32), "wide_resnet:WideResNet", {"depth": 28, "width": 10}),
     Entry("wrn_34_10", "WideResNet-34-10", (3, 32, 32), "wide_resnet:WideResNet", {"depth": 34, "width": 10}),
     Entry("resnet18", "ResNet-18 with a 3x3 stem, for CIFAR", (3, 32, 32), "resnet:ResNet"),

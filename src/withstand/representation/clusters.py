@@ -1,0 +1,80 @@
+"""Labels that a model makes up: the clusters of its features."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from withstand.errors import bad
+from withstand.models.embedding import headless
+from withstand.models.state import frozen
+from withstand.protocols import Batch, Dataset, Space
+
+_BLOCK = 256
+
+
+@dataclass(frozen=True)
+class Relabelled:
+    """A data set with other labels. positions: its examples' places in the set that it was made of; labels: int64 [N]."""
+
+    source: Dataset
+    positions: np.ndarray
+    labels: np.ndarray
+
+    @property
+    def name(self) -> str:
+        return self.source.name
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return tuple(str(c) for c in range(int(self.labels.max()) + 1))
+
+    @property
+    def space(self) -> Space:
+        return replace(self.source.space, classes=len(self.classes))
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def batch(self, positions: Sequence[int]) -> Batch:
+        at = np.asarray(positions)
+        return replace(self.source.batch(self.positions[at].tolist()), y=torch.from_numpy(self.labels[at]))
+
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256(self.source.fingerprint().encode())
+        for held in (self.positions, self.labels):
+            digest.update(held.astype("<i8").tobytes())
+        return digest.hexdigest()[:32]
+
+
+def clustered(model: nn.Module, data: Dataset, clusters: int, seed: int) -> Relabelled:
+    """The examples labelled by k-means of the unit vectors that the model makes before its last linear layer.
+
+    Clusters with a single example are left out, and the labels are numbered without gaps.
+
+    Raises: BadInput for fewer examples than clusters, and where fewer than two clusters are left.
+    """
+    from sklearn.cluster import KMeans
+
+    if clusters > len(data):
+        raise bad("clusters", clusters, f"2 to {len(data)}, the number of examples")
+    backbone, _ = headless(model)
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    found = []
+    with frozen(backbone, "eval"), torch.no_grad():
+        for begin in range(0, len(data), _BLOCK):
+            x = data.batch(range(begin, min(begin + _BLOCK, len(data)))).x.to(device)
+            found.append(F.normalize(backbone(x).float(), dim=1).cpu())
+    features = torch.cat(found).numpy()
+    if not np.isfinite(features).all():
+        raise bad("model", "NaN or infinite features", "finite ones, by which to cluster the examples")
+    made = KMeans(clusters, n_init=4, random_state=seed % 2**32).fit_predict(features)  # pyright: ignore[reportArgumentType]
+    names, labels, counts = np.unique(made, return_inverse=True, return_counts=True)
+    held = np.flatnonzero(counts[labels] > 1)
+    if len(names := np.unique(labels[held])) < 2:
+        raise bad("clusters", f"{clusters}, of which {len(names)} have two examples", "fewer clusters or more examples")
+    return Relabelled(data, held, np.searchsorted(names, labels[held]).astype(np.int64))

@@ -1,0 +1,1 @@
+"""Deep hashing: losses, banks of training outputs, and recipes."""
