@@ -38,6 +38,12 @@ def test_all_claims_can_be_judged(rows):
 
 
 @pytest.mark.data
+def test_every_tuning_says_which_epoch_it_comes_from(rows):
+    found = {r["arm"]: r["examples"] for r in rows if r["metric"] == "best_epoch"}
+    assert found.keys() == system.ROWS.keys()
+    assert all(1 <= epoch <= system.SCALES["smoke"]["tuned_epochs"] for (epoch,) in found.values())
+
+
 def test_transfer_is_the_mean_over_the_targets(rows):
     found = {(r["arm"], r["metric"]): r["examples"] for r in rows}
     targets = system.SCALES["cpu"]["targets"]

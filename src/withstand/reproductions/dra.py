@@ -83,7 +83,8 @@ def measure(scale: str, seed: int, progress: Callable[[str], None]) -> dict[str,
     """Train surrogate and targets, tune the surrogate in every way, attack each and judge on the targets.
 
     Rows: "transfer" for each tuning and attack, an image's share of the targets that it fools; "transfer_NAME" on one
-    target; "accuracy" of each tuned surrogate, "dcg_norm", its gradient's squared length. Only images all models get right.
+    target; "accuracy" of each tuned surrogate, "best_epoch", the epoch it comes from, "dcg_norm", its gradient's squared
+    length. Only images all models get right.
     """
     s = SCALES[scale]
     progress("networks: training")
@@ -100,16 +101,17 @@ def measure(scale: str, seed: int, progress: Callable[[str], None]) -> dict[str,
         clip_norm=1.0,
         accelerator=s["accelerator"],
     )
-    surrogates = {}
+    surrogates, rows = {}, []
     for name, recipe in ROWS.items():
         progress(f"{name}: tuning")
         fitted = trainer.fit(parse(recipe, "recipe"), given, learned, held, seed=derive(seed, "tuning"))
-        surrogates[name] = (fitted.model if name.startswith(("norm", "unit", "sliced")) else fitted.last).to(
-            s["device"]
-        )
+        chosen = name.startswith(("norm", "unit", "sliced"))
+        surrogates[name] = (fitted.model if chosen else fitted.last).to(s["device"])
+        epoch = fitted.best_epoch if chosen and fitted.best_epoch else len(fitted.history)
+        rows.append({"arm": name, "metric": "best_epoch", "examples": [epoch]})
     test = load_data("cifar10", split="test", limit=s["pool"], seed=0).batch(range(s["pool"])).to(s["device"])
     assert test.y is not None
-    rows = [row(name, "accuracy", right(model, test.x, test.y)) for name, model in surrogates.items()]
+    rows += [row(name, "accuracy", right(model, test.x, test.y)) for name, model in surrogates.items()]
     common = torch.stack([right(m, test.x, test.y) for m in (*targets.values(), *surrogates.values())]).all(0)
     kept = common.nonzero().flatten()[: s["images"]]
     if len(kept) < s["images"]:
