@@ -16,6 +16,7 @@ from withstand.random import Rows
 from withstand.registry import parse
 from withstand.representation.maxmatch import FixMatch, MaxMatch, Supervised, maxmatch_loss
 from withstand.training import Step, Trainer
+from withstand.training.augment import CropFlip, Cutout, RandAugment
 
 K, N, C = 3, 40, 5
 SMALL = "weak=crop_flip(1), strong=[affine, add_noise(0.1), cutout(0.375)]"
@@ -94,6 +95,26 @@ def test_tau_of_zero_takes_all_pseudo_labels_and_above_one_none(logits):
     assert not none.mask.any()
     assert none.loss == 0
     assert torch.equal(torch.autograd.grad(none.loss, strong)[0], torch.zeros_like(strong))
+
+
+def test_a_threshold_just_above_one_is_not_rounded_to_it(logits):
+    weak, strong = logits
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        sure = F.one_hot(weak.argmax(1), C).to(dtype) * 1000
+        assert maxmatch_loss(sure, strong.to(dtype), 1).mask.all()
+        for tau in (1 + 1e-9, 1.0001):
+            assert not maxmatch_loss(sure, strong.to(dtype), tau).mask.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_logits_of_half_precision_are_compared_in_single(dtype):
+    rows = Rows.count(0, 2000)
+    weak = rows.normal((C,), "weak").mul(2).to(dtype)
+    strong = rows.normal((K, C), "strong").transpose(0, 1).to(dtype)
+    half, single = maxmatch_loss(weak, strong, 0.95), maxmatch_loss(weak.float(), strong.float(), 0.95)
+    assert torch.equal(half.mask, single.mask)
+    assert torch.equal(half.argmax, single.argmax)
+    assert torch.equal(half.loss, single.loss)
 
 
 def test_the_order_of_the_variants_does_not_matter(logits):
@@ -250,6 +271,27 @@ def test_a_schedule_of_variants_draws_how_many():
     assert same(*(Trainer(**QUICK).fit(r, cnn(), images()).last for r in (only, one)))
 
 
+def test_steps_of_a_single_variant_count_as_learned_from_it():
+    recipe = parse(f"maxmatch({SMALL}, tau=0, k_schedule=(.5, .3, .2))", "recipe")
+    row = Trainer(**QUICK).fit(recipe, cnn(), images(96)).history[-1]
+    assert row["mask_rate"] == 1
+    shares = [row[f"worst_is_{k}"] for k in (1, 2, 3)]
+    assert sum(shares) == pytest.approx(1)
+    assert shares[0] > 0.5
+
+
+def test_the_defaults_are_the_official_ones():
+    assert MaxMatch.defaults == {
+        "sampler": "labelled_and_not(7)", "batch": 512, "schedule": "cosine_arc", "averaging": "ema(0.999)",
+        "optimizer": "sgd(0.03, weight_decay=5e-4, nesterov=True)",
+    }  # fmt: skip
+    recipe = MaxMatch()
+    assert (recipe.variants, recipe.tau, recipe.lambda_u, recipe.reduce) == (3, 0.95, 1, "max")
+    assert recipe.k_schedule is None
+    assert recipe.weak == (CropFlip(4),)
+    assert recipe.strong == (CropFlip(4), RandAugment(2, share=0.5), Cutout(0.5))
+
+
 def test_weight_decay_moves_kernels_only():
     recipe = Supervised()
     system = recipe.setup(cnn(), images(), Rows.count(0, 24))
@@ -328,3 +370,5 @@ def test_batches_of_one_kind_are_refused():
 def test_labels_cannot_be_mixed_into_views():
     with pytest.raises(BadInput, match="labels"):
         crafted(MaxMatch(strong="mixup"))
+    with pytest.raises(BadInput, match="unlabelled examples"):
+        Trainer(**QUICK, augment="mixup").fit(parse(f"maxmatch({SMALL})", "recipe"), cnn(), images())
