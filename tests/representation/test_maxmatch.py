@@ -1,5 +1,7 @@
 """MaxMatch: its loss in closed form, its steps against a bare loop, and what it refuses."""
 
+import copy
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +11,7 @@ import torch.nn.functional as F
 
 from tests.hardening.conftest import cnn, images
 from tests.training.conftest import Points, net, same
+from withstand.data.arrays import from_arrays
 from withstand.data.series import from_series
 from withstand.errors import BadInput
 from withstand.protocols import Batch
@@ -207,6 +210,47 @@ def test_a_step_is_one_pass_over_all_views_and_equals_the_loop_by_hand():
     assert said["pseudo_label_accuracy"] == pytest.approx(float(right.float().mean()))
     assert said["wrong_and_sure"] == pytest.approx(float(((p >= 0.34) & ~right).float().mean()))
     assert sum(said[f"worst_is_{k}"] for k in (1, 2, 3)) == pytest.approx(said["mask_rate"])
+
+
+def test_a_training_is_that_of_a_bare_loop(monkeypatch):
+    """With Nesterov momentum, weight decay as a term of the loss, the schedule and the average written out."""
+    recipe, plain = parse(f"maxmatch({SMALL}, tau=0.4)", "recipe"), cnn()
+    plain[-2].p = 0.0  # dropout
+    made, craft = [], MaxMatch.craft
+    monkeypatch.setattr(MaxMatch, "craft", lambda *given: made.append(craft(*given)) or made[-1])
+    settings = {"optimizer": "sgd(0.05, weight_decay=0.01, nesterov=True)", "schedule": "cosine_arc"}
+    fitted = Trainer(**QUICK | settings, averaging="ema(0.9)").fit(recipe, plain, images(96)).last
+
+    net, moved = copy.deepcopy(plain).train(), {}
+    mean = {name: t.clone().double() for name, t in net.state_dict().items()}
+    for t, batch in enumerate(made):
+        z = net(batch.x)
+        p, label = z[2:8].detach().softmax(1).max(1)
+        each = torch.stack([F.cross_entropy(part, label, reduction="none") for part in z[8:].split(6)])
+        decay = sum((w**2).sum() for w in net.parameters() if w.dim() > 1) / 2
+        loss = F.cross_entropy(z[:2], batch.y[:2]) + (each.amax(0) * (p >= 0.4)).mean() + 0.01 * decay
+        lr, d = 0.05 * math.cos(7 * math.pi * t / (16 * len(made))), min(0.9, (2 + t) / (11 + t))
+        slopes = torch.autograd.grad(loss, list(net.parameters()))
+        with torch.no_grad():
+            for i, (w, slope) in enumerate(zip(net.parameters(), slopes, strict=True)):
+                moved[i] = 0.9 * moved.get(i, 0) + slope
+                w -= lr * (slope + 0.9 * moved[i])
+        mean = {name: d * mean[name] + (1 - d) * now for name, now in net.state_dict().items()}
+    floats = {name: now for name, now in fitted.state_dict().items() if now.is_floating_point()}
+    assert len(made) == 32
+    for name, now in floats.items():
+        assert torch.allclose(now.double(), mean[name], atol=2e-5), name
+
+
+def test_the_labels_of_the_pool_are_not_learned_from():
+    data = images(24)
+    x, y = data.batch(range(24)).x.numpy(), np.arange(24) % 3
+    pools = [from_arrays(x, labels, name="pool") for labels in (y, np.roll(y, 1), None)]
+    recipe = parse(f"maxmatch({SMALL}, tau=0.4)", "recipe")
+    one, *others = (
+        Trainer(**QUICK).fit(replace(recipe, unlabelled=pool), cnn(), data.subset([0, 1, 2, 3])).last for pool in pools
+    )
+    assert all(same(one, other) for other in others)
 
 
 def test_one_variant_trains_as_fixmatch_does_bit_for_bit():
