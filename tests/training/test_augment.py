@@ -204,6 +204,11 @@ def test_settings_out_of_range_are_refused(text):
         parse(text, "augmentation")
 
 
+def test_images_without_a_luma_are_refused_whatever_is_drawn():
+    with pytest.raises(BadInput, match="4 channels"):
+        parse("randaugment(1, share=0)", "augmentation")(Batch(torch.rand(2, 4, 8, 8), None), a_step(2), 3)
+
+
 def test_operations_are_made_with_their_share():
     x = Rows.count(0, 4000).uniform((1, 4, 4), "images")
     step = a_step(4000)
