@@ -37,7 +37,8 @@ SCALES: dict[str, dict[str, Any]] = {
     "cpu": {"epochs": 30, "familiar": 497, "each": 250, "kinds": ("omniglot", "cifar10", "noise", "shuffled")},
     "gpu": {
         "epochs": 60, "familiar": 1000, "each": 500, "kinds": ("cifar100", "gtsrb", "textures", "noise"), "data": "cifar10",
-        "networks": {"plain": "cifar_resnet20", "small": "wrn16_1", "residual": "resnet18"}, "train": 30_000, "batch": 128, "device": "cuda",
+        "networks": {"plain": "cifar_resnet20", "small": "wrn16_1", "residual": "resnet18"},
+        "train": 30_000, "batch": 128, "device": "cuda",
     },
 }  # fmt: skip
 DETECTORS = {"energy": Energy(), "msp": MSP(), "max_logit": MaxLogit(), "odin": ODIN(), "gradnorm": GradNorm()}
@@ -81,7 +82,7 @@ def measure(scale: str, seed: int, progress: Callable[[str], None]) -> dict[str,
 
 
 def built(name: str, x: Tensor, classes: int, seed: int) -> nn.Module:
-    """A network of the zoo with weights drawn from the seed; "blocks": three of convolution, batch norm, ReLU, then a mean."""
+    """A network of the zoo with weights drawn from the seed; "blocks": three of convolution and batch norm, then a mean."""
     if name != "blocks":
         return fresh(name, classes, seed).to(x.device)
     with torch.random.fork_rng(devices=[]):
