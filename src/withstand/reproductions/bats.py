@@ -34,7 +34,7 @@ SWEEP = (0.5, 1.5, 2.0, 3.0, 50.0)
 NETWORKS = {"plain": "blocks", "small": "digits_bn_cnn", "residual": "digits_preact"}
 SCALES: dict[str, dict[str, Any]] = {
     "smoke": {"epochs": 1, "familiar": 60, "each": 15, "kinds": ("noise", "shuffled")},
-    "cpu": {"epochs": 30, "familiar": 497, "each": 250, "kinds": ("omniglot", "cifar10", "noise", "shuffled")},
+    "cpu": {"epochs": 30, "familiar": 497, "each": 100, "kinds": ("omniglot", "cifar10", "noise", "shuffled")},
     "gpu": {
         "epochs": 60, "familiar": 1000, "each": 500, "kinds": ("cifar100", "gtsrb", "textures", "noise"), "data": "cifar10",
         "networks": {"plain": "cifar_resnet20", "small": "wrn16_1", "residual": "resnet18"},
@@ -121,7 +121,7 @@ def scored(name: str, model: nn.Module, train: Tensor, x: Tensor, far: Tensor, s
     for arm in arms:
         familiar, unknown = (torch.cat([p[arm] for p in parts]).cpu().numpy() for parts in (near, other))
         label = f"{name} / {called.get(arm, arm)}"
-        rows.append({"arm": label, "metric": "auroc", "examples": placements(familiar, unknown).round(5).tolist()})
+        rows.append({"arm": label, "metric": "auroc", "examples": placements(familiar, unknown).round(3).tolist()})
         rows.append(row(label, "fpr95", torch.from_numpy(unknown <= threshold(familiar))))
     return rows
 
