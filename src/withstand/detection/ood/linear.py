@@ -127,8 +127,8 @@ class ViM(_Linear):
     """Virtual logit: alpha |N^T (h - u)| - log sum exp z.
 
     u = -W^+ b; N: the eigenvectors of the trusted E[(h - u)(h - u)^T] beyond the `dim` largest; alpha = mean max_c z_c
-    / mean |N^T (h - u)| over trusted examples, so that the residual is on the scale of a logit. dim: None takes 256, or half of
-    the directions that trusted features use where that is less.
+    / mean |N^T (h - u)| over trusted examples, so that the residual is on the scale of a logit. dim: None takes 256, or
+    half of the directions that trusted features use where that is less.
 
     Reference: Wang, Li, Feng, Zhang, "ViM: Out-Of-Distribution with Virtual-logit Matching", 2022, arXiv 2203.10807.
     """
