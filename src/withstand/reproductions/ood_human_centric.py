@@ -99,11 +99,7 @@ def measure(scale: str, seed: int, progress: Callable[[str], None]) -> dict[str,
         for metric, by in found.items():
             for detector, value in by.items():
                 cells.setdefault(metric, {}).setdefault(detector, []).append(value)
-        ranks = [
-            [found[m][d] for d in found["human-centric, all"]]
-            for m in ("conventional, unfamiliar", "human-centric, all")
-        ]
-        taus.append(float(kendalltau(*ranks).statistic))
+        taus.append(agreement(found["conventional, unfamiliar"], found["human-centric, all"]))
     rows = [
         {"arm": detector, "metric": metric, "examples": [round(v, 5) for v in values]}
         for metric, by in cells.items()
@@ -158,7 +154,8 @@ def figures(
 
 def agreement(one: Mapping[str, float], other: Mapping[str, float]) -> float:
     """Kendall's tau of two rankings of the same detectors: 1 the same, 0 unrelated, -1 reversed."""
-    return float(kendalltau([one[d] for d in one], [other[d] for d in one])[0])
+    tau: Any = kendalltau([one[d] for d in one], [other[d] for d in one])
+    return float(tau.statistic)
 
 
 def explained(table: np.ndarray) -> dict[str, float]:
