@@ -151,7 +151,7 @@ def test_views_are_drawn_apart_and_by_example():
 
 
 def test_half_precision_leaves_the_views_as_they_are():
-    recipe = Contrastive(views=["random_resized_crop", "gaussian_blur(p=1.0)"])
+    recipe = parse("contrastive(views=['random_resized_crop', 'gaussian_blur(p=1.0)'])", "recipe")
     batch, now = images().batch(range(12)), step()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         rounded = recipe.craft(None, batch, now).extra["views"]
@@ -244,7 +244,7 @@ def test_acl_chooses_on_the_clean_branch_and_leaves_its_statistics_alone():
 
 
 def test_acl_starts_the_two_views_of_an_example_apart():
-    recipe = ACL(attack="pgd(linf(0.1), steps=1, step=1e-6)", views=["intensity(0.5, 0.5)"])
+    recipe = parse("acl(attack=pgd(linf(0.1), steps=1, step=1e-6), views=['intensity(0.5, 0.5)'])", "recipe")
     system = recipe.setup(still(), images(), Rows.count(0, 24)).train()
     batch = recipe.craft(system, images().batch(range(12)), step())
     moved = batch.extra["adversarial"] - batch.extra["views"]
