@@ -82,7 +82,8 @@ def test_variance_is_shared_out():
 
 
 @pytest.mark.data
-def test_the_sets_are_what_they_are_called(data_root):
+def test_the_sets_are_what_they_are_called(data_root, monkeypatch):
+    monkeypatch.setenv("WITHSTAND_DATA", str(data_root))
     sets = system.examples({"familiar": 20, "each": 10}, 0)
     assert list(sets) == ["familiar", *system.SHIFTED, *system.UNFAMILIAR]
     assert {tuple(x.shape[1:]) for x, _ in sets.values()} == {(3, 32, 32)}
