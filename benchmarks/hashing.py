@@ -1,6 +1,6 @@
 """Hashing: the centre-guided attack beside its bare passes, and centre codes beside the loop of the official form.
 
-The attack: 20 steps on a hashing ResNet-18-size network, beside the forward and backward passes that they need and nothing
+The attack: 20 steps on a hashing ResNet-20 for CIFAR, beside the forward and backward passes that they need and nothing
 else. Centre codes: a batch of 32 against 10,000 training codes, beside a loop that weighs one query at a time;
 both give the same codes (counted). Processor time of one thread; the median of alternating rounds counts.
 What a step of the recipes costs: recipes.py. Run: python benchmarks/hashing.py [OUT.json]
@@ -31,7 +31,7 @@ from withstand.threats import Linf
 ROUNDS, STEPS, BATCH, ITEMS, BITS, CLASSES = 5, 20, 32, 10_000, 32, 20
 
 
-def main(out: Path, network: str = "resnet18", rounds: int = ROUNDS) -> dict:
+def main(out: Path, network: str = "cifar_resnet20", rounds: int = ROUNDS) -> dict:
     """Measure, print, write to `out` as JSON and return it."""
     torch.set_num_threads(1)
     found = {

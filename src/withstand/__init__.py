@@ -37,6 +37,7 @@ _MODULES = (
     "corruptions",
     "detection",
     "hardening",
+    "representation",
     "training",
     "models",
     "index",
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
         models,
         objectives,
         report,
+        representation,
         threats,
         training,
     )

@@ -71,6 +71,8 @@ def test_labels_of_another_labelled_set_are_told_to_the_log_alone():
     batch = few.batch([0, 6, 8])
     assert batch.y[1:].tolist() == [-1, -1]
     assert batch.extra["truth"][1:].tolist() == [0, 2]
+    other = images(10, y=np.arange(10) % 2)  # other classes, whose numbers mean something else
+    assert "truth" not in few_labels(images(), 2, unlabelled=other).batch([0, 6, 8]).extra
 
 
 def test_labels_are_read_where_a_set_does_not_tell_them():

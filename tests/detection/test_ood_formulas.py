@@ -159,6 +159,18 @@ def test_vim(seen):
     assert np.allclose(detector.score(features, detector.fit(features)), naive)
 
 
+def test_vim_keeps_half_of_the_directions_that_are_used(seen):
+    features, _ = seen
+    flat = features["penultimate"].clone()
+    flat[:, 4:] = 0  # dead units
+    head = features["head"].clone()
+    head[:, -1] = 0  # an origin of zero
+    flat = {**features, "penultimate": flat, "head": head}
+    one, two = ViM().fit(flat), ViM(2).fit(flat)
+    assert one["null"].shape == (D, D - 2)
+    assert torch.equal(one["alpha"], two["alpha"])
+
+
 def test_what_vim_refuses(seen):
     with pytest.raises(BadInput, match="1 to 6"):
         ViM(D).fit(seen[0])

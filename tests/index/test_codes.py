@@ -95,3 +95,10 @@ def test_packed_codes_come_back_and_are_the_same_index(tmp_path):
 def test_what_is_no_code_is_refused(make, said):
     with pytest.raises(BadInput, match=said):
         make()
+
+
+@pytest.mark.usefixtures("backend")
+def test_long_codes_can_differ_in_every_bit():
+    db = torch.stack([torch.ones(260), -torch.ones(260)])
+    assert next(CodeIndex(db).distances(db))[1].tolist() == [[0, 260], [260, 0]]
+    assert CodeIndex(db).search(db, 2)[0].tolist() == [[0, 260], [0, 260]]

@@ -115,6 +115,8 @@ def test_bad_input_is_refused():
         nt_xent(z, pairs, 0.0)
     with pytest.raises(BadInput, match="pairs"):
         nt_xent(z, pairs[:4], 0.5)
+    with pytest.raises(BadInput, match="its own pair"):
+        nt_xent(z, torch.arange(10), 0.5)
     with pytest.raises(BadInput, match="drop_mask"):
         nt_xent(z, pairs, 0.5, torch.ones(10, 9, dtype=torch.bool))
     with pytest.raises(BadInput, match="false_negatives"):

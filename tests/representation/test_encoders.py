@@ -20,7 +20,9 @@ from withstand.registry import parse
 from withstand.registry import replace as changed
 from withstand.representation.acl import ACL, Instances
 from withstand.representation.contrastive import nt_xent, two_views
-from withstand.representation.encoders import VIEWS
+from withstand.representation.encoders import VIEWS, say_uniformity
+from withstand.representation.false_negatives import scores, select_false_negatives
+from withstand.representation.measures import uniformity
 from withstand.representation.simclr import Contrastive
 from withstand.representation.simsiam import SimSiam, towards
 from withstand.training import Trainer
@@ -148,6 +150,37 @@ def test_views_are_drawn_apart_and_by_example():
     assert torch.allclose(part[2:], views[12 + few], atol=1e-6)
 
 
+def test_half_precision_leaves_the_views_as_they_are():
+    recipe = parse("contrastive(views=['random_resized_crop', 'gaussian_blur(p=1.0)'])", "recipe")
+    batch, now = images().batch(range(12)), step()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = recipe.craft(None, batch, now).extra["views"]
+    assert torch.equal(rounded, recipe.pair(batch, now))
+
+
+@pytest.mark.parametrize("mode", ["oracle", "supcon"])
+def test_labels_that_are_mixed_are_refused(mode):
+    with pytest.raises(BadInput, match="mixed"):
+        trained(Contrastive(mode), augment="mixup")
+
+
+def test_support_views_and_the_length_of_projections_are_as_told():
+    recipe = Contrastive("fnc", q_max=0.3, support=True, dim=7, hidden=9)
+    system, batch, now = system_and_batch(recipe)
+    assert [tuple(p.shape) for p in system.projector.parameters()][::2] == [(9, system.model.width), (7, 9)]
+    with torch.no_grad():
+        z, pairs = system(batch.extra["views"]), two_views(12)
+    found = recipe.false_negatives(z, pairs, None, now)
+    assert torch.equal(found, select_false_negatives(scores(z, pairs), 0.3, exclude=pairs))
+    assert not torch.equal(found, select_false_negatives(scores(z), 0.3, exclude=pairs))
+
+
+def test_the_uniformity_that_is_logged_is_the_measure():
+    now, z = step(), Rows.count(0, 9).normal((4,), "z")
+    say_uniformity(now, z)
+    assert float(now.said["uniformity"]) == pytest.approx(uniformity(z), abs=1e-5)
+
+
 def test_simsiam_is_the_mean_cosine_with_a_barrier():
     recipe = SimSiam(dim=6)
     system, batch, now = system_and_batch(recipe)
@@ -190,6 +223,42 @@ def test_acl_attacks_both_views_at_once_with_the_mask_of_the_loss():
     assert float(recipe.loss(system, batch, now).detach()) == pytest.approx(sum(terms) / 2, abs=1e-5)
 
 
+def test_acl_chooses_on_the_clean_branch_and_leaves_its_statistics_alone():
+    recipe = ACL("fnc", attack=ATTACK, q_max=0.4)
+    system = recipe.setup(still(), images(), Rows.count(0, 24)).train()
+    norms = [m for m in system.model.modules() if type(m).__name__ == "BranchNorm"]
+    with torch.no_grad():  # in train mode only weights tell branches apart
+        for norm in norms:
+            norm.branches["adversarial"].weight.copy_(torch.linspace(-1, 1, norm.branches["clean"].num_features))
+    before = {k: v.clone() for k, v in system.state_dict().items()}
+    calls = []
+    handle = system.register_forward_hook(lambda module, args, out: calls.append(module.training))
+    batch = recipe.craft(system, images().batch(range(12)), step(at=9))
+    handle.remove()
+    assert all(torch.equal(v, before[k]) for k, v in system.state_dict().items())
+    assert calls == [True, False, False]  # the choice, then one pass for each step of the attack
+    pairs = two_views(12)
+    with torch.no_grad(), route(system.model, "clean"):
+        s = scores(system(batch.extra["views"]))
+    assert torch.equal(batch.extra["dropped"], select_false_negatives(s, 0.4, exclude=pairs))
+
+
+def test_acl_starts_the_two_views_of_an_example_apart():
+    recipe = parse("acl(attack=pgd(linf(0.1), steps=1, step=1e-6), views=['intensity(0.5, 0.5)'])", "recipe")
+    system = recipe.setup(still(), images(), Rows.count(0, 24)).train()
+    batch = recipe.craft(system, images().batch(range(12)), step())
+    moved = batch.extra["adversarial"] - batch.extra["views"]
+    assert torch.equal(*batch.extra["views"].chunk(2))
+    assert not any(torch.allclose(a, b, atol=1e-3) for a, b in zip(*moved.chunk(2)))
+
+
+def test_acl_attacks_as_published_unless_told():
+    attack = ACL().attack
+    assert (attack.threat.eps, attack.steps, attack.step, attack.random_start) == (8 / 255, 5, 1 / 4, True)
+    assert attack.mode == "eval"
+    assert (ACL().tau, ACL().defaults["batch"]) == (0.5, 512)
+
+
 def still() -> nn.Module:
     """The network without dropout."""
     model = cnn()
@@ -205,6 +274,13 @@ def test_acl_keeps_its_streams_apart_and_ships_one():
     assert not torch.equal(clean, adversarial)
     kept = recipe.finish(system)
     assert any(torch.equal(b, adversarial) for b in kept.buffers() if b.shape == adversarial.shape)
+    other = ACL(attack=ATTACK, ship="clean")
+    system, batch, now = system_and_batch(other)
+    other.loss(system, batch, now)
+    norm = next(m for m in system.model.modules() if type(m).__name__ == "BranchNorm")
+    clean = norm.branches["clean"].running_mean
+    assert not torch.equal(clean, norm.branches["adversarial"].running_mean)
+    assert any(torch.equal(b, clean) for b in other.finish(system).buffers() if b.shape == clean.shape)
     with pytest.raises(BadInput, match="batch norm"):
         recipe.setup(cnn(norm=False), images(), Rows.count(0, 24))
     ACL(attack=ATTACK, branches="shared").setup(cnn(norm=False), images(), Rows.count(0, 24))

@@ -149,7 +149,7 @@ def test_arcface_has_the_margin_of_half_a_radian_and_keeps_negative_cosines():
     e, module = unit(8, 3), PML("arcface").build(4, 3).double()
     y = torch.arange(4).repeat(2)
     angle = (e @ F.normalize(module.loss.W.detach(), dim=0)).clamp(-1, 1).acos()
-    margin = math.radians(28.6)
+    margin = 0.5
     logits = 16 * (angle + margin * F.one_hot(y, 4)).cos()
     assert bool((angle[torch.arange(8), y] < math.pi - margin).all())
     assert bool((angle.cos() < 0).any())
@@ -193,6 +193,16 @@ def test_s2sd_by_hand():
     assert float(module(e, y, h)) == pytest.approx(float(expected + 2 * divergence(F.normalize(h))), abs=1e-9)
     module.eval()(e, y, h)
     assert int(module.updates) == 2
+
+
+def test_the_embedding_and_each_head_of_s2sd_have_proxies_of_their_own():
+    module = S2SD(PML("proxy_anchor"), dims=(3, 3), weight=0, feature_weight=0).build(4, 3, 6, seed=1).double()
+    e, h, y = unit(12, 3), unit(12, 6, 1), torch.arange(4).repeat(3)
+    proxies = [part.loss.proxies.detach() for part in (module.base, *module.taught)]
+    assert len({tuple(p.flatten().tolist()) for p in proxies}) == 3
+    wide = [F.normalize(head(h)).detach() for head in module.heads]
+    own, *others = (proxy_anchor(z, y, p) for z, p in zip((e, *wide), proxies))
+    assert module(e, y, h).item() == pytest.approx((sum(others) / 2 + own) / 2, abs=1e-9)
 
 
 def test_the_teaching_does_not_reach_the_teachers():

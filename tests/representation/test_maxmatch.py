@@ -1,5 +1,7 @@
 """MaxMatch: its loss in closed form, its steps against a bare loop, and what it refuses."""
 
+import copy
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +11,7 @@ import torch.nn.functional as F
 
 from tests.hardening.conftest import cnn, images
 from tests.training.conftest import Points, net, same
+from withstand.data.arrays import from_arrays
 from withstand.data.series import from_series
 from withstand.errors import BadInput
 from withstand.protocols import Batch
@@ -16,6 +19,7 @@ from withstand.random import Rows
 from withstand.registry import parse
 from withstand.representation.maxmatch import FixMatch, MaxMatch, Supervised, maxmatch_loss
 from withstand.training import Step, Trainer
+from withstand.training.augment import CropFlip, Cutout, RandAugment
 
 K, N, C = 3, 40, 5
 SMALL = "weak=crop_flip(1), strong=[affine, add_noise(0.1), cutout(0.375)]"
@@ -96,6 +100,26 @@ def test_tau_of_zero_takes_all_pseudo_labels_and_above_one_none(logits):
     assert torch.equal(torch.autograd.grad(none.loss, strong)[0], torch.zeros_like(strong))
 
 
+def test_a_threshold_just_above_one_is_not_rounded_to_it(logits):
+    weak, strong = logits
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        sure = F.one_hot(weak.argmax(1), C).to(dtype) * 1000
+        assert maxmatch_loss(sure, strong.to(dtype), 1).mask.all()
+        for tau in (1 + 1e-9, 1.0001):
+            assert not maxmatch_loss(sure, strong.to(dtype), tau).mask.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_logits_of_half_precision_are_compared_in_single(dtype):
+    rows = Rows.count(0, 2000)
+    weak = rows.normal((C,), "weak").mul(2).to(dtype)
+    strong = rows.normal((K, C), "strong").transpose(0, 1).to(dtype)
+    half, single = maxmatch_loss(weak, strong, 0.95), maxmatch_loss(weak.float(), strong.float(), 0.95)
+    assert torch.equal(half.mask, single.mask)
+    assert torch.equal(half.argmax, single.argmax)
+    assert torch.equal(half.loss, single.loss)
+
+
 def test_the_order_of_the_variants_does_not_matter(logits):
     weak, strong = logits
     found, turned = maxmatch_loss(weak, strong, 0.5), maxmatch_loss(weak, strong[[2, 0, 1]], 0.5)
@@ -169,23 +193,65 @@ def test_a_step_is_one_pass_over_all_views_and_equals_the_loop_by_hand():
     passes = []
     system.model.register_forward_hook(lambda m, args, out: passes.append((m.training, len(args[0]), out)))
     torch.manual_seed(0)
-    step = a_step()
+    step = replace(a_step(), smoothing=0.1)
     loss = recipe.loss(system, batch, step)
     ((training, count, z),) = passes
     assert training
     assert count == 26
-    by_hand = F.cross_entropy(z[:2], batch.y[:2])
+    by_hand = F.cross_entropy(z[:2], batch.y[:2], label_smoothing=0.1)  # of labels, not of pseudo-labels
     p, label = z[2:8].detach().softmax(1).max(1)
     assert (p >= 0.34).any()
     each = torch.stack([F.cross_entropy(part, label, reduction="none") for part in z[8:].split(6)])
     by_hand = by_hand + 0.7 * (each.max(0).values * (p >= 0.34)).sum() / 6
     assert torch.allclose(loss, by_hand)
     said = {name: float(value) for name, value in step.said.items()}
+    assert said["loss_labelled"] + 0.7 * said["loss_unlabelled"] == pytest.approx(float(loss.detach()))
     right = label == batch.extra["truth"][2:8]
     assert said["mask_rate"] == pytest.approx(float((p >= 0.34).float().mean()))
     assert said["pseudo_label_accuracy"] == pytest.approx(float(right.float().mean()))
     assert said["wrong_and_sure"] == pytest.approx(float(((p >= 0.34) & ~right).float().mean()))
     assert sum(said[f"worst_is_{k}"] for k in (1, 2, 3)) == pytest.approx(said["mask_rate"])
+
+
+def test_a_training_is_that_of_a_bare_loop(monkeypatch):
+    """With Nesterov momentum, weight decay as a term of the loss, the schedule and the average written out."""
+    recipe, plain = parse(f"maxmatch({SMALL}, tau=0.4)", "recipe"), cnn()
+    plain[-2].p = 0.0  # dropout
+    made, craft = [], MaxMatch.craft
+    monkeypatch.setattr(MaxMatch, "craft", lambda *given: made.append(craft(*given)) or made[-1])
+    settings = {"optimizer": "sgd(0.05, weight_decay=0.01, nesterov=True)", "schedule": "cosine_arc"}
+    fitted = Trainer(**QUICK | settings, averaging="ema(0.9)").fit(recipe, plain, images(96)).last
+
+    net, moved = copy.deepcopy(plain).train(), {}
+    mean = {name: t.clone().double() for name, t in net.state_dict().items()}
+    for t, batch in enumerate(made):
+        z = net(batch.x)
+        p, label = z[2:8].detach().softmax(1).max(1)
+        each = torch.stack([F.cross_entropy(part, label, reduction="none") for part in z[8:].split(6)])
+        decay = sum((w**2).sum() for w in net.parameters() if w.dim() > 1) / 2
+        loss = F.cross_entropy(z[:2], batch.y[:2]) + (each.amax(0) * (p >= 0.4)).mean() + 0.01 * decay
+        lr, d = 0.05 * math.cos(7 * math.pi * t / (16 * len(made))), min(0.9, (2 + t) / (11 + t))
+        slopes = torch.autograd.grad(loss, list(net.parameters()))
+        with torch.no_grad():
+            for i, (w, slope) in enumerate(zip(net.parameters(), slopes, strict=True)):
+                moved[i] = 0.9 * moved.get(i, 0) + slope
+                w -= lr * (slope + 0.9 * moved[i])
+        mean = {name: d * mean[name] + (1 - d) * now for name, now in net.state_dict().items()}
+    floats = {name: now for name, now in fitted.state_dict().items() if now.is_floating_point()}
+    assert len(made) == 32
+    for name, now in floats.items():
+        assert torch.allclose(now.double(), mean[name], atol=2e-5), name
+
+
+def test_the_labels_of_the_pool_are_not_learned_from():
+    data = images(24)
+    x, y = data.batch(range(24)).x.numpy(), np.arange(24) % 3
+    pools = [from_arrays(x, labels, name="pool") for labels in (y, np.roll(y, 1), None)]
+    recipe = parse(f"maxmatch({SMALL}, tau=0.4)", "recipe")
+    one, *others = (
+        Trainer(**QUICK).fit(replace(recipe, unlabelled=pool), cnn(), data.subset([0, 1, 2, 3])).last for pool in pools
+    )
+    assert all(same(one, other) for other in others)
 
 
 def test_one_variant_trains_as_fixmatch_does_bit_for_bit():
@@ -213,7 +279,7 @@ def test_without_weight_the_unlabelled_move_batch_norm_alone():
 
 
 def test_views_differ_and_so_do_examples_that_come_twice_and_steps():
-    recipe = MaxMatch(strong="add_noise(0.3)", weak="add_noise(0.1)")
+    recipe = MaxMatch(strong="add_noise(0.1)", weak="add_noise(0.1)")  # alike, so that equal draws were equal views
     system = recipe.setup(cnn(), images(8), Rows.count(0, 8))
     x = torch.full((8, 1, 8, 8), 0.5)
     batch = Batch(x, torch.tensor([0, 0] + [-1] * 6), torch.zeros(8, dtype=torch.long))
@@ -248,6 +314,27 @@ def test_a_schedule_of_variants_draws_how_many():
     only = parse(f"maxmatch({SMALL}, variants=2, k_schedule=(1, 0))", "recipe")
     one = parse(f"maxmatch({SMALL}, variants=1)", "recipe")
     assert same(*(Trainer(**QUICK).fit(r, cnn(), images()).last for r in (only, one)))
+
+
+def test_steps_of_a_single_variant_count_as_learned_from_it():
+    recipe = parse(f"maxmatch({SMALL}, tau=0, k_schedule=(.5, .3, .2))", "recipe")
+    row = Trainer(**QUICK).fit(recipe, cnn(), images(96)).history[-1]
+    assert row["mask_rate"] == 1
+    shares = [row[f"worst_is_{k}"] for k in (1, 2, 3)]
+    assert sum(shares) == pytest.approx(1)
+    assert shares[0] > 0.5
+
+
+def test_the_defaults_are_the_official_ones():
+    assert MaxMatch.defaults == {
+        "sampler": "labelled_and_not(7)", "batch": 512, "schedule": "cosine_arc", "averaging": "ema(0.999)",
+        "optimizer": "sgd(0.03, weight_decay=5e-4, nesterov=True)",
+    }  # fmt: skip
+    recipe = MaxMatch()
+    assert (recipe.variants, recipe.tau, recipe.lambda_u, recipe.reduce) == (3, 0.95, 1, "max")
+    assert recipe.k_schedule is None
+    assert recipe.weak == (CropFlip(4),)
+    assert recipe.strong == (CropFlip(4), RandAugment(2, share=0.5), Cutout(0.5))
 
 
 def test_weight_decay_moves_kernels_only():
@@ -328,3 +415,5 @@ def test_batches_of_one_kind_are_refused():
 def test_labels_cannot_be_mixed_into_views():
     with pytest.raises(BadInput, match="labels"):
         crafted(MaxMatch(strong="mixup"))
+    with pytest.raises(BadInput, match="unlabelled examples"):
+        Trainer(**QUICK, augment="mixup").fit(parse(f"maxmatch({SMALL})", "recipe"), cnn(), images())

@@ -51,6 +51,11 @@ def test_each_part_of_the_batch_is_one_attack_through_its_own_branch(strokes, n)
     assert found.max() <= 1
 
 
+def test_the_default_start_has_the_spread_of_the_published_one_without_the_normalisation_of_imagenet():
+    published = 5e-4 / 3**0.5 * (0.229 + 0.224 + 0.225) / 3  # uniform within 5e-4
+    assert MDProp().attack.random_start == pytest.approx(published, rel=0.01)
+
+
 def test_the_attack_leaves_the_system_as_it_was(strokes):
     recipe, system, batch, step = made(strokes)
     before = copy.deepcopy(system.state_dict())

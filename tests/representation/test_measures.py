@@ -22,6 +22,8 @@ def test_alignment_and_uniformity_of_what_is_known():
     assert m.uniformity(torch.ones(5, 3)) == pytest.approx(0, abs=1e-12)
     assert m.alignment(two, two) == 0
     assert m.alignment(two, two.flip(0)) == pytest.approx(4)
+    with pytest.raises(BadInput, match="other view of each"):
+        m.alignment(two, two[:1])
     with pytest.raises(BadInput, match="two or more"):
         m.uniformity(two[:1])
 

@@ -74,6 +74,21 @@ def test_half_precision_gives_unit_vectors_to_the_loss(strokes):
     assert trained(Metric(CBMLLoss(), dim=5), strokes, precision="bf16-mixed").history[-1]["loss"] > 0
 
 
+def test_the_loss_is_taken_outside_of_autocast(strokes):
+    recipe, batch, seen = Metric(dim=5), strokes.batch(range(16)), []
+    system = recipe.setup(cnn(), strokes, Rows.count(0, 48)).train()
+
+    class Watched(torch.nn.Module):
+        def forward(self, z, y, features):
+            seen.append((torch.is_autocast_enabled("cpu"), z.dtype, (z @ z.T).dtype))
+            return z.sum()
+
+    system.metric_loss = Watched()
+    with torch.autocast("cpu", torch.bfloat16):
+        recipe.loss(system, batch, step_of(16))
+    assert seen == [(False, torch.float32, torch.float32)]
+
+
 @pytest.mark.parametrize(
     ("recipe", "y"),
     [
@@ -86,6 +101,11 @@ def test_half_precision_gives_unit_vectors_to_the_loss(strokes):
 def test_a_batch_without_pairs_is_refused(recipe, y):
     with pytest.raises(BadInput, match="per_class"):
         recipe.needs_pairs(torch.tensor(y))
+
+
+def test_examples_without_a_label_are_no_class():
+    with pytest.raises(BadInput, match="without a label"):
+        Metric().needs_pairs(torch.tensor([-1, -1, -1, 2, 2, 3]))
 
 
 def test_proxies_need_no_pairs_within_the_batch():

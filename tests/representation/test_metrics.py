@@ -104,6 +104,22 @@ def test_a_given_index_and_a_position_that_does_not_count():
         assert torch.equal(alone[name], given[name])
 
 
+def test_queries_that_leave_nothing_out_stand_beside_those_that_do():
+    e, y = case(4, coarse=False)
+    y[0] = y[1]  # the first item is relevant to some that do not leave it out
+    without = torch.arange(len(e))
+    without[5:] = -1
+    mixed = m.retrieval_scores(e, y, Index(e), y, ks=(1, 4), lone="zero", without=without)
+    codes = torch.where(e >= 0, 1, -1)
+    mixed_codes = m.code_scores(codes, y, codes, y, lone="zero", without=without)
+    for own, rows in ((True, slice(0, 5)), (False, slice(5, None))):
+        left = {"without": torch.arange(len(e))} if own else {}
+        for name, values in m.retrieval_scores(e, y, Index(e), y, ks=(1, 4), lone="zero", **left).items():
+            assert torch.equal(mixed[name][rows], values[rows]), name
+        for name, values in m.code_scores(codes, y, codes, y, lone="zero", **left).items():
+            assert torch.equal(mixed_codes[name][rows], values[rows]), name
+
+
 def test_scores_are_those_of_pytorch_metric_learning():
     pml = pytest.importorskip("pytorch_metric_learning.utils.accuracy_calculator")
     pytest.importorskip("faiss")

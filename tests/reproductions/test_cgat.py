@@ -41,7 +41,7 @@ def test_clothes_hold_one_to_three_kinds_in_different_quarters(data_root, monkey
     data = cgat.clothes("test", 60, 0)
     batch = data.batch(range(60))
     assert batch.y is not None
-    quarters = batch.x.reshape(60, 2, 14, 2, 14).amax((2, 4)).flatten(1) > 0
+    quarters = batch.x.reshape(60, 2, 8, 2, 8).amax((2, 4)).flatten(1) > 0
     filled = quarters.sum(1)
     assert set(filled.tolist()) == {1, 2, 3}
     assert bool((batch.y.sum(1) <= filled).all())

@@ -31,6 +31,8 @@ def test_every_scale_says_what_its_arms_need():
         for s in experiments.values():
             for text in system.ARMS.values():
                 assert parse(text.format(**s), "recipe").labels == s["labels"]
+            three = [parse(system.ARMS[f"{how}_of_3"].format(**s), "recipe") for how in ("mean", "max")]
+            assert [(r.variants, r.reduce) for r in three] == [(3, "mean"), (3, "max")]
             Trainer(**{k: s[k] for k in system._TRAINER if k in s})
             assert s["batch"] % (1 + s["mu"]) == 0
             if s["longer"] and s["epochs"] > 1:  # steps times passes are those of three variants

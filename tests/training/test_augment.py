@@ -204,6 +204,66 @@ def test_settings_out_of_range_are_refused(text):
         parse(text, "augmentation")
 
 
+def test_images_without_a_luma_are_refused_whatever_is_drawn():
+    with pytest.raises(BadInput, match="4 channels"):
+        parse("randaugment(1, share=0)", "augmentation")(Batch(torch.rand(2, 4, 8, 8), None), a_step(2), 3)
+
+
+def test_what_randaugment_draws_is_independent_and_of_the_whole_range(monkeypatch):
+    drawn = []
+    path = "withstand.training.augment.randaugment.apply"
+    monkeypatch.setattr(path, lambda names, x, *rest: drawn.append((np.array(names), *rest)) or x)
+    parse("randaugment", "augmentation")(Batch(torch.rand(4000, 1, 2, 2), None), a_step(4000), 3)
+    assert len(drawn) == 2
+    for names, strength, sign in drawn:
+        counts = {name: (names == name).mean() for name in POOL}
+        assert counts.pop("identity") == pytest.approx(0.5 + 0.5 / 14, abs=0.03)
+        assert list(counts.values()) == pytest.approx([0.5 / 14] * 13, abs=0.012)
+        made = torch.from_numpy(names != "identity")
+        for part in (made, ~made):
+            assert float(strength[part].mean()) == pytest.approx(0.5, abs=0.03)
+            assert float(strength[part].std()) == pytest.approx(12**-0.5, abs=0.02)
+            assert float(sign[part].mean()) == pytest.approx(0, abs=0.08)
+    assert np.corrcoef(drawn[0][1], drawn[1][1])[0, 1] == pytest.approx(0, abs=0.06)
+
+
+def test_affine_draws_each_of_its_moves(monkeypatch):
+    backs = []
+    monkeypatch.setattr("withstand.training.augment.warp.warp", lambda x, back, mode: backs.append(back) or x)
+
+    def matrices(text):
+        parse(text, "augmentation")(Batch(torch.zeros(500, 1, 10, 20), None), a_step(500), 3)
+        return invert(backs[-1]).unbind(1)
+
+    def assert_even(values, bound):
+        assert values.abs().max() <= bound + 1e-5
+        assert values.min() < -0.95 * bound < 0.95 * bound < values.max()
+
+    turn, _ = matrices("affine(25, shear=0, shift=0, scale=0)")
+    assert_even(torch.atan2(turn[:, 1], turn[:, 0]), math.radians(25))
+    across, down = matrices("affine(0, shear=0.25, shift=0, scale=0)")
+    assert_even(across[:, 1], 0.25)
+    assert_even(down[:, 0], 0.25)
+    across, down = matrices("affine(0, shear=0, shift=0.25, scale=0)")
+    assert_even(across[:, 2], 5)
+    assert_even(down[:, 2], 2.5)
+    across, down = matrices("affine(0, shear=0, shift=0, scale=0.2)")
+    assert_even(across[:, 0] - 1, 0.2)
+    assert torch.allclose(across[:, 0], down[:, 1])
+
+
+def test_light_changes_brightness_and_contrast_within_their_bounds():
+    x = torch.tensor([0.4, 0.6]).view(1, 1, 1, 2).expand(500, 1, 1, 2)
+    dim, bright = parse("light(0.3, contrast=0)", "augmentation")(Batch(x, None), a_step(500), 3).x.flatten(1).unbind(1)
+    assert torch.allclose(bright, dim * 1.5)
+    assert 0.279 < dim.min() < 0.29
+    assert 0.51 < dim.max() < 0.521
+    low, high = parse("light(0, contrast=0.3)", "augmentation")(Batch(x, None), a_step(500), 3).x.flatten(1).unbind(1)
+    assert torch.allclose(low + high, torch.ones(500))
+    assert 0.139 < (high - low).min() < 0.145
+    assert 0.255 < (high - low).max() < 0.261
+
+
 def test_operations_are_made_with_their_share():
     x = Rows.count(0, 4000).uniform((1, 4, 4), "images")
     step = a_step(4000)
@@ -220,6 +280,7 @@ def test_a_window_is_cut_off_at_the_border():
     assert found[0, 3:6, 3:6].all()
     assert found[1, :2, :2].all()
     assert found[2, 6:, 3:6].all()
+    assert window(torch.full((1, 2), 0.5), torch.Size((7, 7)), 0.5).sum() == 16  # 3.5 pixels are 4
 
 
 def test_cutout_is_grey_in_images_and_nothing_in_series():

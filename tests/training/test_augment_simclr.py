@@ -67,6 +67,21 @@ def test_jitter_turns_what_it_says_in_its_order():
         assert torch.allclose(made[i], expected, atol=2e-3)  # torchvision rounds the weights of grey to four digits
 
 
+def test_jitter_is_the_same_in_any_range():
+    x, jitter = images(), ColourJitter(p=1.0)
+    wide = Step(0, 1, 0, 1, 0, Rows.count(0, 6), box=(-2.0, 3.0))
+    assert torch.allclose(jitter(Batch(5 * x - 2), wide, 10).x, 5 * done(jitter, x) - 2, atol=1e-5)
+    with pytest.raises(BadInput, match="declared range"):
+        jitter(Batch(x), Step(0, 1, 0, 1, 0, Rows.count(0, 6), box=None), 10)
+
+
+@pytest.mark.parametrize("text", ALL[:4])
+@pytest.mark.parametrize("shape", [(7,), (3, 20)])
+def test_what_is_no_picture_is_refused(text, shape):
+    with pytest.raises(BadInput, match=r"\[N, C, H, W\]"):
+        done(parse(text, "augmentation"), torch.rand(6, *shape))
+
+
 def test_hue_is_that_of_torchvision():
     x, turns = images(), torch.tensor([-0.5, -0.2, 0.0, 0.1, 0.33, 0.5])
     x[0, :, 0, 0] = 0.5  # grey has no hue

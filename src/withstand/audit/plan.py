@@ -15,7 +15,7 @@ from withstand.audit.check import Check
 from withstand.audit.presets import checks_of
 from withstand.data import as_dataset, load_data
 from withstand.data.images import stratified
-from withstand.errors import bad, unknown
+from withstand.errors import BadInput, bad, unknown
 from withstand.files import slug
 from withstand.models import as_target, check_compatible, frozen, load_model
 from withstand.models.threads import suited_threads
@@ -264,8 +264,14 @@ def _given(name: str, thing: Any, what: str, data: Dataset, device: str) -> Any:
         thing = thing.target if isinstance(thing, FittedAttack) else thing
         return _place(load_model(thing) if isinstance(thing, str) else as_target(thing), device)
     if what == "data":
-        split = "train" if name in ("train", "gallery") else "test"
-        return _like(thing, data, split) if isinstance(thing, str) else as_dataset(thing)
+        if not isinstance(thing, str):
+            return as_dataset(thing)
+        try:
+            return _like(thing, data, "train" if name in ("train", "gallery") else "test")
+        except BadInput as error:
+            if name != "gallery" or not str(error).startswith("split"):
+                raise
+            return _like(thing, data, "test")  # a set of one part
     raise bad(f"given {name}", what, "a model or a data set")
 
 

@@ -40,7 +40,7 @@ class Around(Recipe):
         return self._within.task
 
     @property
-    def selects_on(self) -> tuple[str, str]:  # type: ignore[override]
+    def selects_on(self) -> tuple[str, str] | None:  # type: ignore[override]
         return self._within.selects_on
 
     @property

@@ -101,6 +101,7 @@ class Instances:
     reads = ("logits",)
     coupled = True
     criterion = None
+    classifies = False
 
     def __init__(self, pairs: Tensor, tau: float, dropped: Tensor | None = None) -> None:
         self.pairs, self.tau, self.dropped = pairs, tau, dropped

@@ -27,7 +27,8 @@ def nt_xent(z: Tensor, pairs: Tensor, tau: float, drop_mask: Tensor | None = Non
 
     The loss is >= 0, and eliminating views never increases it.
 
-    Raises: BadInput for an odd number of views, a temperature that is not above zero, or a mask of another shape.
+    Raises: BadInput for an odd number of views, a temperature that is not above zero, a mask of another shape,
+    or a view that is paired with itself.
 
     References: Chen, Kornblith, Norouzi, Hinton, "A Simple Framework for Contrastive Learning of Visual Representations",
     2020, arXiv 2002.05709; elimination: Huynh, Kornblith, Walter, Maire, Khademi, "Boosting Contrastive Self-Supervised
@@ -91,6 +92,8 @@ def _positive(z: Tensor, pairs: Tensor) -> Tensor:
         raise bad("z", f"shape {tuple(z.shape)}", "[2n, d], two views of each example")
     if pairs.shape != (len(z),) or pairs.is_floating_point():
         raise bad("pairs", f"{pairs.dtype} {tuple(pairs.shape)}", f"int64 [{len(z)}], the other view of each")
+    if bool((pairs == torch.arange(len(z), device=pairs.device)).any()):
+        raise bad("pairs", "a view that is its own pair", "the other view of each", "Nothing would be left to attract.")
     return torch.zeros(len(z), len(z), dtype=torch.bool, device=z.device).scatter_(1, pairs[:, None], True)
 
 

@@ -44,14 +44,14 @@ def spectral_decay(embeddings: Tensor) -> float:
     """rho = KL(uniform || p) = -mean(log(n p)), p = s / sum(s) of the n singular values s of the embeddings [N, D] of
     length 1, not centred. 0: all directions are used alike; lower usually generalises better.
 
-    Only singular values above the rounding of the embeddings' own type count (1e-5 of the largest for float32): those of
-    directions that are not used at all would outweigh all others. One direction alone: 0.
+    Only singular values above the rounding of single precision (1e-5 of the largest), or of the embeddings' own type where
+    that is coarser, count: those of directions that are not used at all would outweigh all others. One direction alone: 0.
 
     Raises: BadInput for values that are NaN or infinite.
     """
     s = torch.linalg.svdvals(unit(embeddings))
-    kind = embeddings.dtype if embeddings.is_floating_point() else torch.float32
-    s = s[s > 64 * torch.finfo(kind).eps * s.max()]
+    kinds = (embeddings.dtype, torch.float32) if embeddings.is_floating_point() else (torch.float32,)
+    s = s[s > 64 * max(torch.finfo(kind).eps for kind in kinds) * s.max()]
     return float(-(len(s) * s / s.sum()).log().mean()) + 0.0
 
 

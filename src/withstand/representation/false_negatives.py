@@ -59,7 +59,7 @@ def select_false_negatives(
     each anchor, which is no candidate; nor is the anchor itself. Views are chosen one by one: of a candidate's two views
     one may go and the other stay.
 
-    Raises: BadInput for a share out of range, or scores that are not finite.
+    Raises: BadInput for a share out of range, or scores that are NaN.
     """
     m = len(scores)
     if scores.shape != (m, m):

@@ -20,6 +20,7 @@ from withstand.training.augment import AugmentationsField, CropFlip, Cutout, Ran
 from withstand.training.recipe import MakeOptimizer, Optimizers, Recipe, Step
 
 Reduce = Literal["max", "mean"]
+HALF = (torch.float16, torch.bfloat16)
 PATIENCE = 5
 """Epochs without a single pseudo-label after which there is a warning."""
 
@@ -42,7 +43,8 @@ def maxmatch_loss(logits_weak: Tensor, logits_strong: Tensor, tau: float, reduce
     logits. The mean is over all N examples, sure or not. No gradient reaches the weak logits, those of unsure examples, or
     (with "max") any variant but the worst of each.
 
-    logits_weak: [N, C]; logits_strong: [K, N, C]. tau: in [0, 1.0001]; 0 takes every pseudo-label, above 1 none.
+    logits_weak: [N, C]; logits_strong: [K, N, C]; of half precision in single. tau: in [0, 1.0001]; 0 takes every
+    pseudo-label, above 1 none.
     reduce: "max" is MaxMatch, "mean" the same augmentations without the choice; for K = 1 both are FixMatch.
 
     Raises: BadInput for shapes that do not fit, K or N of 0, and tau outside.
@@ -55,10 +57,11 @@ def maxmatch_loss(logits_weak: Tensor, logits_strong: Tensor, tau: float, reduce
         got = f"weak {list(logits_weak.shape)} and strong {list(logits_strong.shape)}"
         raise bad("logits", got, "[N, C] and [K, N, C] with N, K >= 1")
     _check_tau(tau)
-    sure, pseudo = logits_weak.detach().softmax(1).max(1)
-    mask = sure >= tau
-    k, n, c = logits_strong.shape
-    each = F.cross_entropy(logits_strong.reshape(k * n, c), pseudo.repeat(k), reduction="none").view(k, n)
+    weak, strong = (z.float() if z.dtype in HALF else z for z in (logits_weak.detach(), logits_strong))
+    sure, pseudo = weak.softmax(1).max(1)
+    mask = (sure >= tau) & (tau <= 1)  # in the precision of `sure`, a tau just above 1 may be 1
+    k, n, c = strong.shape
+    each = F.cross_entropy(strong.reshape(k * n, c), pseudo.repeat(k), reduction="none").view(k, n)
     worst, argmax = each.max(0)
     taken = {"max": worst, "mean": each.mean(0)}[reduce]
     return Consistency(torch.where(mask, taken, 0).mean(), pseudo, mask, argmax)
@@ -158,6 +161,11 @@ class FixMatch(FewLabels):
         """How many strong variants this step makes, and what is learned of them."""
         return 1, "max"
 
+    @property
+    def most(self) -> int:
+        """The largest number of strong variants that a step may make."""
+        return 1
+
     def views(self, unlabelled: Batch, step: Step, classes: int) -> list[Batch]:
         strong = vary(unlabelled, self.strong, step, "strong", classes, self.plan(step)[0])
         return [*vary(unlabelled, self.weak, step, "weak", classes), *strong]
@@ -182,7 +190,7 @@ class FixMatch(FewLabels):
             right = found.pseudo == truth[labelled : labelled + views[0]]
             step.say("pseudo_label_accuracy", right.float().mean())
             step.say("wrong_and_sure", (found.mask & ~right).float().mean())
-        for k in range(len(views) - 1 if len(views) > 2 else 0):
+        for k in range(len(views) - 1 if self.most > 1 else 0):
             step.say(f"worst_is_{k + 1}", (found.mask & (found.argmax == k)).float().mean())
         return supervised + self.lambda_u * found.loss
 
@@ -209,9 +217,12 @@ class MaxMatch(FixMatch):
     wrong_and_sure (that count and are wrong). Validation uses labels that the recipe does not count: give none for
     the few-label protocol, which judges the average of the last weights.
 
-    The defaults are the official ones for CIFAR and SVHN, for batches of 64 + 7 * 64; weight decay is on kernels only, as
-    there. The average of the weights forgets its start (see `ema`), which the official one does not. ImageNet has tau 0.7,
-    lambda_u 10, mu 5. Of the paper, the abstract and the official code were at hand; its tables were not.
+    The defaults are the official ones for CIFAR with RandAugment, for batches of 64 + 7 * 64; weight decay is on kernels
+    only, as there. What differs: crops are padded with zeros instead of mirrored pixels; the average of the weights forgets
+    its start and takes in the batch statistics (see `ema`); strengths are those of `randaugment`; and the length is the
+    trainer's, where the official one is 2^20 steps. SVHN's images are not mirrored there: `crop_flip(4, flip=False)`.
+    ImageNet has tau 0.7, lambda_u 10, mu 5. Of the paper, the abstract and the official code were at hand; its tables were
+    not.
 
     Reference: Jiang, Li, Chen, He, Xu, Yang, Cao, Huang, "MaxMatch: Semi-Supervised Learning with Worst-Case Consistency",
     2022, arXiv 2209.12611.
@@ -230,6 +241,10 @@ class MaxMatch(FixMatch):
             len(chances) != self.variants or not all(p >= 0 for p in chances) or abs(sum(chances) - 1) > 1e-6
         ):
             raise bad("k_schedule", chances, f"{self.variants} chances (of 1, 2, ..., K variants) that sum to 1")
+
+    @property
+    def most(self) -> int:
+        return self.variants
 
     def plan(self, step: Step) -> tuple[int, Reduce]:
         if self.k_schedule is None:

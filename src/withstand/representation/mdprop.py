@@ -54,8 +54,9 @@ class MDProp(Metric):
     on the same examples. kinds=(), is `metric`.
 
     The published radius, 0.01 for images normalised as for ImageNet, is about 0.00225 here, where images lie in [0, 1], the
-    range that attacked ones keep to (published: the range of the batch); the published start is uniform within 0.0005 of the
-    image, here normal with that standard deviation.
+    range that attacked ones keep to (published: the range of the batch); the published start, uniform within 0.0005 there,
+    is here normal with the same standard deviation, 6.5e-5. The published option of other learning rates for batch norms is
+    not built.
     kinds=(("single", 1), ("multi", 5), ("unadversarial", "towards_own_class")) adds the unadversarial examples of the
     paper. How those were made could not be confirmed: they are a reconstruction.
 
@@ -69,7 +70,7 @@ class MDProp(Metric):
     metric_loss: MetricLossField = PML("multi_similarity")
     dim: int = 128
     proxy_rate: float = 10.0
-    attack: AttackField = PGD(Linf(0.00225), steps=1, step=1.0, random_start=5e-4)
+    attack: AttackField = PGD(Linf(0.00225), steps=1, step=1.0, random_start=6.5e-5)
     kinds: Annotated[Any, PlainValidator(_kinds)] = (("single", MultiTarget(1)), ("multi", MultiTarget(5)))
     norms: Literal["own", "shared"] = "own"
 

@@ -18,7 +18,12 @@ _BLOCK = 1024
 
 
 def alignment(a: Tensor, b: Tensor) -> float:
-    """E ||a - b||^2 of the unit vectors of two views [N, d], in [0, 4]; 0 where views agree."""
+    """E ||a - b||^2 of the unit vectors of two views [N, d], in [0, 4]; 0 where views agree.
+
+    Raises: BadInput for shapes that differ.
+    """
+    if a.shape != b.shape:
+        raise bad("b", f"shape {tuple(b.shape)}", f"{tuple(a.shape)}, the other view of each")
     return float((_unit(a) - _unit(b)).square().sum(1).mean())
 
 

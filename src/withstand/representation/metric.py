@@ -21,7 +21,8 @@ class Metric(EmbeddingRecipe):
 
     metric_loss: "multi_similarity", "proxy_anchor", "triplet", "contrastive", "arcface", `cbml_loss()`, `s2sd()` or another
     loss of `pml`. dim: length of the embedding. proxy_rate: the learning rate of what the loss itself learns (proxies,
-    heads), as a multiple of that of the model.
+    heads), as a multiple of that of the model; published are 1 for the heads of S2SD, 50 for the proxies of ArcFace (both
+    without weight decay, as not here) and 100 for those of Proxy-Anchor.
 
     Give the trainer batches of few classes with several examples each, as by default: sampler="per_class(8)". In
     distributed training every process compares the examples of its own share.
@@ -65,6 +66,8 @@ class Metric(EmbeddingRecipe):
         """Refuse a batch from which nothing can be learned."""
         if y is None or y.dim() != 1 or y.is_floating_point():
             raise bad("batch", "no class labels", "examples of one class each")
+        if len(y) and int(y.min()) < 0:
+            raise bad("batch", "examples without a label (-1)", "a class >= 0 for each", "Leave them out of the data.")
         counts = y.unique(return_counts=True)[1]
         if len(y) < 4 or len(counts) < 2 or (self.metric_loss.pairs and int(counts.max()) < 2):
             got = f"{len(y)} examples of {len(counts)} classes, at most {int(counts.max())} of each"

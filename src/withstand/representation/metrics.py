@@ -216,7 +216,7 @@ def code_scores(
             distance[at, own[at]], hits[at, own[at]] = index.bits + 1, False
         r = relevant[rows].numpy()
         total, good = _histograms(distance, hits, index.bits)
-        block = _by_order(distance, hits, r, ks, most) if ties == "stable" else {"map": _expected(total, good, r)}
+        block = _by_order(distance, hits, r, ks) if ties == "stable" else {"map": _expected(total, good, r)}
         if radius is not None:
             seen, right = total[:, : radius + 1].sum(1), good[:, : radius + 1].sum(1)
             block[f"precision_at_radius_{radius}"] = right / np.maximum(seen, 1)
@@ -242,12 +242,10 @@ def _histograms(distance: np.ndarray, hits: np.ndarray, bits: int) -> tuple[np.n
     return total[:, :-1], good[:, :-1]
 
 
-def _by_order(
-    distance: np.ndarray, hits: np.ndarray, r: np.ndarray, ks: Sequence[int], most: int
-) -> dict[str, np.ndarray]:
-    order = np.argsort(distance, axis=1, kind="stable")[:, :most]
+def _by_order(distance: np.ndarray, hits: np.ndarray, r: np.ndarray, ks: Sequence[int]) -> dict[str, np.ndarray]:
+    order = np.argsort(distance, axis=1, kind="stable")  # what does not count stands last
     listed = np.take_along_axis(hits, order, 1)
-    gain = listed.cumsum(1) / np.arange(1, most + 1) * listed
+    gain = listed.cumsum(1) / np.arange(1, distance.shape[1] + 1) * listed
     found = {"map": gain.sum(1) / np.maximum(r, 1)}
     for k in ks:
         found[f"recall_at_{k}"] = listed[:, :k].any(1).astype(float)

@@ -80,6 +80,10 @@ class Contrastive(EncoderRecipe):
         if not self.reads_labels:
             return made
         assert batch.y is not None
+        if batch.y.dim() != 1:
+            raise bad(
+                "augment", "labels that are mixed", "augmentations that keep the class of an example", "No mixup."
+            )
         return replace(made, extra={**made.extra, "labels": batch.y.repeat(2)})
 
     def loss(self, system: Any, batch: Batch, step: Step) -> Tensor:

@@ -207,6 +207,22 @@ def test_an_audit_says_what_is_found_and_what_does_not_apply(embeds, plain, smal
     json.dumps(card.to_json(), allow_nan=False)
 
 
+def test_a_named_gallery_is_the_training_part_or_all_there_is(embeds, small, tmp_path, monkeypatch):
+    plan = make_plan(embeds, small, checks=[QUICK], given={"gallery": "digits"})
+    assert len(plan.given["gallery"]) == len(ws.load_data("digits", split="train"))
+    asked = []
+
+    def like(name, data, split):
+        asked.append(split)
+        if split == "train":
+            raise BadInput('split: got "train"; allowed: "all" or "test".')
+        return small
+
+    monkeypatch.setattr("withstand.audit.plan._like", like)
+    assert make_plan(embeds, small, checks=[QUICK], given={"gallery": "one-part"}).given["gallery"] is small
+    assert asked == ["train", "test"]
+
+
 def test_labels_of_other_numbers_than_outputs_are_no_obstacle(embeds, small):
     assert make_plan(embeds, small, checks=[QUICK]).units()
     unlabelled = from_arrays(small.x, None)

@@ -30,6 +30,7 @@ class HashingAttack(Attack):
     rankings. Points are compared by the bits that they move, then by the real outputs.
     """
 
+    prepares = True
     task = "hashing"
     """What the attacked model must do."""
     labelled = True

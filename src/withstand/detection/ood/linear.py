@@ -128,7 +128,7 @@ class ViM(_Linear):
 
     u = -W^+ b; N: the eigenvectors of the trusted E[(h - u)(h - u)^T] beyond the `dim` largest; alpha = mean max_c z_c
     / mean |N^T (h - u)| over trusted examples, so that the residual is on the scale of a logit. dim: None takes 256, or
-    half of D where that is less.
+    half of the directions that trusted features use where that is less.
 
     Reference: Wang, Li, Feng, Zhang, "ViM: Out-Of-Distribution with Virtual-logit Matching", 2022, arXiv 2203.10807.
     """
@@ -140,13 +140,14 @@ class ViM(_Linear):
     def fit(self, features: Mapping[str, Tensor], y: Tensor | None = None) -> dict[str, Tensor]:
         """Raises: BadInput for dim >= D, and trusted features without a residual."""
         h, head = features["penultimate"].double(), features["head"].double()
-        length = h.shape[1]
-        dim = min(256, length // 2) if self.dim is None else self.dim
-        if not 1 <= dim < length:
-            raise bad("dim", dim, f"1 to {length - 1}, below the length of the features")
         origin = -torch.linalg.pinv(head[:, :-1]) @ head[:, -1]
         centred = h - origin
-        null = torch.linalg.eigh(centred.T @ centred / len(h)).eigenvectors[:, : length - dim]
+        variance, axes = torch.linalg.eigh(centred.T @ centred / len(h))
+        used = int((variance > 1e-9 * variance[-1]).sum())
+        dim = max(1, min(256, used // 2)) if self.dim is None else self.dim
+        if not 1 <= dim < h.shape[1]:
+            raise bad("dim", dim, f"1 to {h.shape[1] - 1}, below the length of the features")
+        null = axes[:, : h.shape[1] - dim]
         norms = (centred @ null).norm(dim=1)
         if not float(norms.mean()) > 1e-12:
             mend = "Give a smaller dim or more trusted examples."

@@ -1,6 +1,7 @@
 """The losses of pytorch-metric-learning."""
 
 import inspect
+import math
 from dataclasses import field
 from typing import Any
 
@@ -25,7 +26,7 @@ SHORT: dict[str, tuple[str, dict[str, Any], tuple[str, dict[str, Any]] | None]] 
         ("TripletMarginMiner", {"margin": 0.2, "type_of_triplets": "semihard"}),
     ),
     "contrastive": ("ContrastiveLoss", {}, None),
-    "arcface": ("ArcFaceLoss", {"margin": 28.6, "scale": 16}, None),  # 28.6 degrees are 0.5
+    "arcface": ("ArcFaceLoss", {"margin": math.degrees(0.5), "scale": 16}, None),
 }
 """Losses by the field's names: the class, its settings, the miner and its settings."""
 _KEPT_ONLY = {"multi_similarity"}  # the mean is over anchors with mined pairs, as in the paper; the library's, over all

@@ -21,7 +21,8 @@ class S2SD(MetricLoss):
     features themselves, from update `delay` on.
 
     base: the loss of all heads, each with proxies of its own where it has any. dims: t_j. weight, feature_weight: w, w_f.
-    temperature: T. The features are what the backbone pools (the published option to add the maximum over the map to
+    temperature: T. The weights are those for pretrained networks; from scratch they drown the loss, and 1 is better.
+    The features are what the backbone pools (the published option to add the maximum over the map to
     their mean is not built).
 
     Reference: Roth, Milbich, Ommer, Cohen, Ghassemi, "Simultaneous Similarity-based Self-Distillation for Deep Metric

@@ -54,4 +54,6 @@ def as_shares(y: Any, classes: int) -> Tensor:
     """Labels as shares of the classes: float [N, K]."""
     if not isinstance(y, Tensor):
         raise bad("y", "no labels", "labels, which mixup mixes")
+    if y.dim() == 1 and bool((y < 0).any()):
+        raise bad("y", "unlabelled examples (-1)", "labels, which mixup mixes", "Train without mixup.")
     return F.one_hot(y, classes).float() if y.dim() == 1 else y

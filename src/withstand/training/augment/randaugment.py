@@ -42,6 +42,7 @@ class RandAugment:
 
     def __call__(self, batch: Batch, step: Step, classes: int) -> Batch:
         low, high = images("randaugment", batch.x, step)
+        light.grey(batch.x[:0])  # whatever is drawn, refuse at the first batch what has no luma
         x = (batch.x - low) / (high - low)
         which = step.rows.integers((self.ops,), 0, len(POOL), "randaugment operation")
         made = step.rows.uniform((self.ops,), "randaugment chance") < self.share

@@ -1,7 +1,7 @@
 """The augmentations of contrastive learning: crops of any size, colours, grey, blur, brightness as a whole.
 
-All take images [N, C, H, W] and clips [N, C, T, H, W] (what is drawn for a clip holds for all of its frames) with values
-in [0, 1], and colours only where there are three channels.
+All take images [N, C, H, W] and clips [N, C, T, H, W] (what is drawn for a clip holds for all of its frames), and colours
+only where there are three channels.
 
 Reference: Chen, Kornblith, Norouzi, Hinton, "A Simple Framework for Contrastive Learning of Visual Representations",
 2020, arXiv 2002.05709.
@@ -44,6 +44,7 @@ class RandomResizedCrop:
             raise bad("ratio", self.ratio, "two ratios with 0 < low <= high")
 
     def __call__(self, batch: Batch, step: Step, classes: int) -> Batch:
+        _pictures("random_resized_crop", batch.x)
         h, w = batch.x.shape[-2:]
         boxes = self.boxes(step.rows, h, w)
         flip = step.rows.bits((), "resized crop flip") < 0 if self.flip else None
@@ -90,7 +91,10 @@ class ColourJitter:
     """Brightness, contrast, saturation and hue moved at random, in this order, for a share p of the images.
 
     Each of the first three is a factor in [1 - v, 1 + v] (not below 0), hue a turn of the colour circle in [-v, v]. The
-    defaults are those for CIFAR. Grey images keep saturation and hue. The order is fixed, where others shuffle it.
+    defaults are those for CIFAR. Grey images keep saturation and hue. The order is fixed, where others shuffle it. The
+    lower end of the range of inputs is black, and the upper one white.
+
+    Raises: BadInput, in the pass, for inputs without a range.
     """
 
     brightness: float = 0.4
@@ -108,15 +112,21 @@ class ColourJitter:
         _share(self.p)
 
     def __call__(self, batch: Batch, step: Step, classes: int) -> Batch:
+        _pictures("colour_jitter", batch.x)
+        if step.box is None:
+            allowed = "a data set whose space has a box, e.g. (0.0, 1.0)"
+            raise bad("colour_jitter", "images without a declared range", allowed)
+        low, high = step.box
         x, u = batch.x, step.rows.uniform((5,), "colour jitter").to(batch.x.dtype)
         reach = torch.tensor([self.brightness, self.contrast, self.saturation], dtype=x.dtype, device=x.device)
         factors = (1 - reach + 2 * reach * u[:, :3]).clamp_min(0)
         frames, times = _frames(x)
-        made = frames
+        made = (frames - low) / (high - low)
         for change, factor in zip((brightness, contrast, colour), factors.unbind(1)):
             made = change(made, factor.repeat_interleave(times))
         if x.shape[1] == 3 and self.hue:
             made = hue(made, (self.hue * (2 * u[:, 3] - 1)).repeat_interleave(times))
+        made = made * (high - low) + low
         return replace(batch, x=torch.where(_each(u[:, 4] < self.p, x), _clips(made, x), x))
 
 
@@ -148,6 +158,7 @@ class Grayscale:
 
     def __call__(self, batch: Batch, step: Step, classes: int) -> Batch:
         x = batch.x
+        _pictures("grayscale", x)
         if x.shape[1] != 3:
             return batch
         some = step.rows.uniform((), "grayscale") < self.p
@@ -175,6 +186,7 @@ class GaussianBlur:
 
     def __call__(self, batch: Batch, step: Step, classes: int) -> Batch:
         x = batch.x
+        _pictures("gaussian_blur", x)
         u = step.rows.uniform((2,), "gaussian blur").to(x.dtype)
         reach = max(1, min(round(self.kernel * x.shape[-2]) // 2, min(x.shape[-2:]) - 1))
         made = blur(x, self.sigma[0] + u[:, 0] * (self.sigma[1] - self.sigma[0]), reach)
@@ -208,6 +220,13 @@ class Intensity:
         factor = step.rows.uniform((), "intensity", low=self.low, high=self.high).to(batch.x.dtype)
         made = batch.x * _each(factor, batch.x)
         return replace(batch, x=made if step.box is None else made.clamp(*step.box))
+
+
+def _pictures(name: str, x: Tensor) -> None:
+    """Refuse what has no height and width."""
+    if x.dim() not in (4, 5) or not x.is_floating_point():
+        allowed = "float images [N, C, H, W] or clips [N, C, T, H, W]"
+        raise bad(name, f"inputs {x.dtype} {list(x.shape)}", allowed, "Give augmentations that suit the data.")
 
 
 def _frames(x: Tensor) -> tuple[Tensor, int]:
