@@ -243,9 +243,9 @@ class ProSGAN(Targeted):
     its effect; linf(1.0) leaves its images as they are.
 
     generator: "artefact:FOLDER" of `withstand fit-attack prosgan`, what `fit_attack` returned, or a `CodeGenerator`; it
-    takes images of the size that it learned from. target, database: see `Targeted`; the database tells which labels there are.
-    keep="best" asks the model twice for each image, whether the generator's lies nearer to the prototype sign(h) than the
-    clean one. keep="last", with active=False, asks it nothing, so that models of other bits may be attacked (transfer).
+    takes images of the size that it learned from. target, database: see `Targeted`; the database tells which labels there
+    are. keep="best" asks the model twice for each image, whether the generator's lies nearer to the prototype sign(h) than
+    the clean one. keep="last", with active=False, asks it nothing, so that models of other bits may be attacked (transfer).
 
     Reference: Wang, Zhang, Wu, Shen, Lu, "Prototype-supervised Adversarial Network for Targeted Attack of Deep Hashing",
     CVPR 2021, arXiv 2105.07553.
