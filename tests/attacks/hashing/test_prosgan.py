@@ -164,6 +164,9 @@ def test_images_of_any_size_come_back_in_range_and_depend_on_what_is_wanted(shap
     assert not torch.allclose(a, b)
     assert not torch.allclose(a[0], a[1])
     assert critic(x).shape == (2, 4)
+    assert torch.equal(critic(x), critic.eval().layers(2 * x - 1).flatten(1))
+    net.painter.last.weight.data[:, 4:] = 0  # the image itself
+    assert not torch.allclose(*net(x, torch.eye(3)[[0, 0]]))
     assert torch.equal(net.codes(torch.eye(3)), sign(net.prototypes(torch.eye(3))))
 
 

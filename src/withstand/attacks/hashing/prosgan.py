@@ -220,6 +220,8 @@ def _follow(system: Any) -> None:
 
 
 class _Painting(System):
+    kinds: Tensor
+
     def forward(self, x: Tensor) -> Tensor:
         """Images of the first set of labels: what shows whether the generator still returns numbers."""
         return self.model(x, self.kinds[:1].expand(len(x), -1))
