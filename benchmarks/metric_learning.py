@@ -64,7 +64,7 @@ def step(batch: int, rounds: int) -> dict[str, Any]:
     works: dict[str, Callable[[], object]] = {}
     for name, recipe in (("metric", Metric(dim=DIM)), ("mdprop", MDProp(dim=DIM, attack=attack))):
         trainer = Trainer(
-            batch=batch, optimizer=Adam(1e-3), sampler="per_class(8)", schedule="constant", accelerator="cpu"
+            batch=batch, optimizer=Adam(1e-3), sampler="m_per_class(8)", schedule="constant", accelerator="cpu"
         )
         loop = Loop(trainer, recipe, model, data, None, None, None, 0, None, ())
         part = next(micro_batches(loop.data, 0, 0, batch, 1, 0, sampler=trainer.sampler))

@@ -16,8 +16,8 @@ QUICK = {"epochs": 2, "batch": 8, "optimizer": SGD(0.05), "schedule": "cosine", 
 def trainer_for(recipe, **more):
     """A short training with what the recipe needs, batches of two classes where it wants classes."""
     own = dict(recipe.defaults)
-    if str(own.get("sampler", "")).startswith("per_class"):
-        own["sampler"] = "per_class(4)"
+    if str(own.get("sampler", "")).startswith("m_per_class"):
+        own["sampler"] = "m_per_class(4)"
     return Trainer(**{**own, **QUICK, **more})
 
 

@@ -34,5 +34,5 @@ def strokes() -> Any:
 
 def trained(recipe: Any, data: Any, model: nn.Module | None = None, **more: Any) -> Any:
     """What a short training on batches of four classes with four examples each gives."""
-    settings = {**recipe.defaults, "epochs": 2, "batch": 16, "sampler": "per_class(4)", "accelerator": "cpu", **more}
+    settings = {**recipe.defaults, "epochs": 2, "batch": 16, "sampler": "m_per_class(4)", "accelerator": "cpu", **more}
     return Trainer(**settings).fit(recipe, model or cnn(), data)

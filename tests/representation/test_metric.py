@@ -119,7 +119,7 @@ def test_data_that_give_no_pairs_are_refused_before_the_training(y, said):
     x = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(0)).numpy()
     data = from_arrays(x, None if y is None else torch.tensor(y).numpy(), name="few")
     with pytest.raises(BadInput, match=said):
-        trained(Metric(), data, batch=4, sampler="per_class(2)")
+        trained(Metric(), data, batch=4, sampler="m_per_class(2)")
 
 
 def test_a_training_that_diverges_says_so(strokes):
@@ -163,8 +163,8 @@ def test_clusters_with_one_example_are_left_out(strokes):
 def test_cbml_learns_from_clusters_without_reading_a_label(strokes):
     x, y = strokes.batch(range(48)).x.numpy(), strokes.batch(range(48)).y.numpy()
     recipe = CBML(dim=5, clusters=6)
-    one = trained(recipe, strokes, batch=8, sampler="per_class(2)")
-    two = trained(recipe, from_arrays(x, y * 0, classes=2, name="blind"), batch=8, sampler="per_class(2)")
+    one = trained(recipe, strokes, batch=8, sampler="m_per_class(2)")
+    two = trained(recipe, from_arrays(x, y * 0, classes=2, name="blind"), batch=8, sampler="m_per_class(2)")
     assert one.history[-1]["loss"] == two.history[-1]["loss"]
 
 

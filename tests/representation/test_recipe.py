@@ -21,7 +21,7 @@ class PullTogether(EmbeddingRecipe):
     """Examples of a class are pulled together."""
 
     dim: int = 4
-    defaults = {"sampler": "per_class(4)", "batch": 12, "epochs": 2, "optimizer": "sgd(0.01)"}
+    defaults = {"sampler": "m_per_class(4)", "batch": 12, "epochs": 2, "optimizer": "sgd(0.01)"}
 
     def loss(self, system: Any, batch: Any, step: Any) -> torch.Tensor:
         assert set(batch.y.unique(return_counts=True)[1].tolist()) == {4}  # the sampler of the defaults
@@ -104,5 +104,5 @@ def test_examples_are_made_before_the_training(digits):
         def examples(self, model, data, seed):
             return data.subset(range(24))
 
-    fitted = Trainer(batch=12, epochs=1, sampler="per_class(4)", accelerator="cpu").fit(Fewer(), net(), digits)
+    fitted = Trainer(batch=12, epochs=1, sampler="m_per_class(4)", accelerator="cpu").fit(Fewer(), net(), digits)
     assert fitted.steps == 2

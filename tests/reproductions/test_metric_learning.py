@@ -32,7 +32,7 @@ def measured(request):
     patch = pytest.MonkeyPatch()
     patch.setitem(system.SCALES, "smoke", system.SCALES["smoke"] | TINY)
     patch.setattr(characters, "load_data", alphabets)
-    patch.setattr(characters, "Trainer", lambda **s: real(**{**s, "batch": 16, "sampler": "per_class(4)"}))
+    patch.setattr(characters, "Trainer", lambda **s: real(**{**s, "batch": 16, "sampler": "m_per_class(4)"}))
     told = []
     rows = system.measure("smoke", 0, told.append)["rows"]
     patch.undo()

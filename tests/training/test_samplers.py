@@ -7,11 +7,11 @@ import torch
 from withstand.data.arrays import from_arrays
 from withstand.errors import BadInput
 from withstand.training.feed import micro_batches, order
-from withstand.training.samplers import LabelledAndNot, PerClass
+from withstand.training.samplers import LabelledAndNot, MPerClass
 
 
 def drawn(labels, batch, images, seed=0):
-    return PerClass(images)(labels, len(labels), batch, torch.Generator().manual_seed(seed))
+    return MPerClass(images)(labels, len(labels), batch, torch.Generator().manual_seed(seed))
 
 
 def test_a_batch_has_so_many_classes_with_so_many_examples_each():
@@ -62,22 +62,22 @@ def test_it_depends_on_the_generator_alone():
 )
 def test_what_it_refuses(labels, batch, match):
     with pytest.raises(BadInput, match=match):
-        PerClass(4)(labels, 16, batch, torch.Generator())
+        MPerClass(4)(labels, 16, batch, torch.Generator())
 
 
 def test_one_image_of_a_class_is_no_pair():
     with pytest.raises(BadInput, match="at least 2"):
-        PerClass(1)
+        MPerClass(1)
 
 
 def test_an_epoch_follows_the_sampler_and_another_epoch_differs():
     y = np.repeat(np.arange(4), 6)
     data = from_arrays(np.random.default_rng(0).random((24, 1, 2, 2), dtype=np.float32), y, name="points")
-    expected = order(data, 8, 0, 3, PerClass(4))
-    ids = torch.cat([b.ids for b in micro_batches(data, 0, 3, 8, 1, 0, sampler=PerClass(4))])
+    expected = order(data, 8, 0, 3, MPerClass(4))
+    ids = torch.cat([b.ids for b in micro_batches(data, 0, 3, 8, 1, 0, sampler=MPerClass(4))])
     assert torch.equal(ids, expected)
-    assert not torch.equal(expected, order(data, 8, 1, 3, PerClass(4)))
-    halves = [b.ids for r in range(2) for b in micro_batches(data, 0, 3, 8, 1, 0, r, 2, PerClass(4))]
+    assert not torch.equal(expected, order(data, 8, 1, 3, MPerClass(4)))
+    halves = [b.ids for r in range(2) for b in micro_batches(data, 0, 3, 8, 1, 0, r, 2, MPerClass(4))]
     assert sorted(torch.cat(halves).tolist()) == sorted(expected.tolist())
 
 

@@ -33,7 +33,7 @@ def run(
     ] = None,
     sampler: Annotated[
         str | None,
-        typer.Option(help="What makes a batch, e.g. 'per_class(8)'; default the recipe's, or chance."),
+        typer.Option(help="What makes a batch, e.g. 'm_per_class(8)'; default the recipe's, or chance."),
     ] = None,
     augment: o.Augment = None,
     label_smoothing: Annotated[

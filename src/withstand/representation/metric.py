@@ -24,7 +24,7 @@ class Metric(EmbeddingRecipe):
     heads), as a multiple of that of the model; published are 1 for the heads of S2SD, 50 for the proxies of ArcFace (both
     without weight decay, as not here) and 100 for those of Proxy-Anchor.
 
-    Give the trainer batches of few classes with several examples each, as by default: sampler="per_class(8)". In
+    Give the trainer batches of few classes with several examples each, as by default: sampler="m_per_class(8)". In
     distributed training every process compares the examples of its own share.
     """
 
@@ -33,7 +33,7 @@ class Metric(EmbeddingRecipe):
     proxy_rate: float = 10.0
 
     defaults: ClassVar = {
-        "sampler": "per_class(8)", "batch": 64, "optimizer": "adam(1e-3)", "schedule": "constant",
+        "sampler": "m_per_class(8)", "batch": 64, "optimizer": "adam(1e-3)", "schedule": "constant",
     }  # fmt: skip
 
     def __post_init__(self) -> None:
@@ -71,7 +71,7 @@ class Metric(EmbeddingRecipe):
         counts = y.unique(return_counts=True)[1]
         if len(y) < 4 or len(counts) < 2 or (self.metric_loss.pairs and int(counts.max()) < 2):
             got = f"{len(y)} examples of {len(counts)} classes, at most {int(counts.max())} of each"
-            mend = "Give the trainer batch=64 and sampler='per_class(8)', say."
+            mend = "Give the trainer batch=64 and sampler='m_per_class(8)', say."
             raise bad("batch", got, "at least 4 examples of 2 classes, two of which make a pair", mend)
 
     def on_embeddings(self, system: Any, x: Tensor, y: Tensor | None, step: Step) -> Tensor:

@@ -52,7 +52,7 @@ def embedder(
 ) -> nn.Module:
     """What a recipe makes of a fresh network, or of `start`, on these alphabets."""
     trainer = Trainer(
-        epochs=s["epochs"], batch=64, sampler="per_class(8)", optimizer=s["optimizer"], schedule="constant",
+        epochs=s["epochs"], batch=64, sampler="m_per_class(8)", optimizer=s["optimizer"], schedule="constant",
         accelerator=s.get("accelerator", "cpu"),
     )  # fmt: skip
     data = characters(alphabets, s["size"], s["drawers"])

@@ -95,7 +95,7 @@ def measure(scale: str, seed: int, progress: Callable[[str], None]) -> dict[str,
     taus = []
     for name, model in networks(s.get("device", "cpu")).items():
         progress(name)
-        found = figures(model, sets, x, y, seed)
+        found = aurocs(model, sets, x, y, seed)
         for metric, by in found.items():
             for detector, value in by.items():
                 cells.setdefault(metric, {}).setdefault(detector, []).append(value)
@@ -112,7 +112,7 @@ def measure(scale: str, seed: int, progress: Callable[[str], None]) -> dict[str,
     return {"rows": [*rows, {"arm": "rankings", "metric": "kendall_tau", "examples": taus, **said}]}
 
 
-def figures(
+def aurocs(
     model: nn.Module, sets: Mapping[str, tuple[Tensor, Tensor]], x: Tensor, y: Tensor, seed: int
 ) -> dict[str, dict[str, float]]:
     """AUROC by metric ("NOTION, CELL") and detector, and the accuracies of the classifier as a detector named "accuracy".

@@ -6,7 +6,9 @@ distance of `WITHIN`: the weighted sum of the threat `statistics` over mean, dev
 mean 0 and deviation 1. `pgd_best` takes for each series the radius at which PGD succeeds with the smallest feature distance,
 at the cost of as many runs as there are radii. `pgd_priced_best` is the same with TSA-STAT's own loss as PGD's objective,
 ended at success within `WITHIN`: it tells the loss from the way of descent. TSA-STAT of degree 0 is itself an additive
-change, in no ball. The paper's tables could not be read.
+change, in no ball. `tsa_stat_universal` has one transformation for each class, found on the mean loss of the judged series;
+`tsa_stat_universal_new` one that was found on training series and is judged on these, unseen; `tsa_stat_universal_random`
+is where that search begins, one random shift of each class. The paper's tables could not be read.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,12 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from withstand.attacks import FGSM, PGD, TSASTAT, Attack, CarliniWagner
+from withstand.attacks.tsa_stat import universal_coefficients
 from withstand.data import load_data
 from withstand.hardening.half_half import HalfHalf
 from withstand.hardening.harden import harden
 from withstand.hardening.standard import Standard
 from withstand.models.zoo.series import SeriesCNN
 from withstand.objectives import Penalised, TargetedCrossEntropy, TargetedMargin
+from withstand.parameterisations import Polynomial
 from withstand.protocols import Claim
 from withstand.random import derive
 from withstand.reproductions.arms import right, row
@@ -49,6 +53,7 @@ HARDENED: dict[str, Callable[[int], Attack]] = {
 }
 
 _PAPER = "Belkhouja, Doppa, 2022, arXiv 2207.04307, abstract"
+_CONTROL = "our control; not in the paper"
 _OFFICIAL = "Belkhouja, Doppa, 2022, arXiv 2207.04307, official code: the loss has a term for the statistics"
 
 
@@ -67,6 +72,10 @@ CLAIMS = [
     _claim("Its points lie closer in features than those of PGD 1.0", "pgd_1", "tsa_stat", "feature_distance", "lower"),
     _claim("Without the term for statistics, the feature distance is larger", "tsa_stat", "tsa_stat_unpriced",
            "feature_distance", "higher", _OFFICIAL),
+    _claim("One transformation for each class, found on training series, fools unseen ones more than random shifts do",
+           "tsa_stat_universal_random", "tsa_stat_universal_new", "targeted_success", source=_CONTROL),
+    _claim("... within the feature distance less often than one for each series", "tsa_stat", "tsa_stat_universal_new",
+           "success_within", "lower", _CONTROL),
     _claim("Training with TSA-STAT lowers its success", "tsa_stat", "tsa_trained / tsa_stat", "targeted_success", "lower"),
     _claim("... and its success within the feature distance", "tsa_stat", "tsa_trained / tsa_stat", "success_within",
            "lower"),
@@ -89,6 +98,7 @@ def attacks(steps: int) -> dict[str, Attack]:
         "tsa_stat_1": TSASTAT(target=TARGET, steps=steps, degree=1),
         "tsa_stat_2": TSASTAT(target=TARGET, steps=steps, degree=2),
         "tsa_stat_unpriced": TSASTAT(target=TARGET, steps=steps, stat_weight=0.0),
+        "tsa_stat_universal": TSASTAT(target=TARGET, steps=steps, universal=True),
     }
 
 
@@ -118,6 +128,9 @@ def measure(scale: str, seed: int, progress: Callable[[str], None]) -> dict[str,
                 families["pgd_priced_best" if arm.startswith("pgd_priced") else "pgd_best"].append(metrics)
         for arm, radii in families.items():
             keep(arm, best_of(radii))
+        progress(f"{name}: universal, on training series")
+        for arm, z in universal(name, model, x, y, s, seed).items():
+            keep(arm, measured(model, x, z))
         for arm, inner in HARDENED.items():
             progress(f"{name}: {arm}")
             hardened = trained(name, HalfHalf(attack=inner(s["inner"])), s, seed)
@@ -129,11 +142,32 @@ def measure(scale: str, seed: int, progress: Callable[[str], None]) -> dict[str,
 
 def judged(attack: Attack, model: nn.Module, x: Tensor, y: Tensor, seed: int) -> dict[str, Tensor]:
     """Success, feature distance and Linf of the points found; a point that misses the target stands with its distance."""
-    z = attack.run(model, x, y, box=None, seed=derive(seed, "attack")).x_adv
-    hit, distance = right(model, z, torch.full_like(y, TARGET)), Statistics().distance(x, z)
+    return measured(model, x, attack.run(model, x, y, box=None, seed=derive(seed, "attack")).x_adv)
+
+
+def measured(model: nn.Module, x: Tensor, z: Tensor) -> dict[str, Tensor]:
+    """What is told of points z of series x."""
+    hit = right(model, z, torch.full((len(x),), TARGET, device=x.device))
+    distance = Statistics().distance(x, z)
     linf = (z - x).abs().flatten(1).amax(1)
     within = hit & (distance <= WITHIN)
     return {"targeted_success": hit, "success_within": within, "feature_distance": distance, "linf": linf}
+
+
+def universal(name: str, model: nn.Module, x: Tensor, y: Tensor, s: Mapping[str, Any], seed: int) -> dict[str, Tensor]:
+    """The series x moved by the transformation of their class, as found on training series, and as begun with."""
+    train = load_data(name, split="train", limit=s["train"], seed=seed)
+    batch = train.batch(range(len(train))).to(x.device)
+    assert batch.y is not None
+    few = torch.cat([(batch.y == c).nonzero().flatten()[: s["examples"]] for c in y.unique()])
+    found = {}
+    for arm, steps in {"tsa_stat_universal_new": s["steps"], "tsa_stat_universal_random": 1}.items():
+        lr = 0.5 if steps > 1 else 1e-9
+        attack = TSASTAT(target=TARGET, steps=steps, lr=lr, universal=True)
+        result = attack.run(model, batch.x[few], batch.y[few], box=None, seed=derive(seed, "attack"))
+        shifts = universal_coefficients(result, batch.y[few], y)
+        found[arm] = Polynomial(0).decode({"coefficients": shifts}, x)
+    return found
 
 
 def best_of(radii: list[dict[str, Tensor]]) -> dict[str, Tensor]:

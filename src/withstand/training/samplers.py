@@ -11,8 +11,8 @@ from withstand.errors import bad
 from withstand.registry import coerce, component
 
 
-@component("sampler", "per_class")
-class PerClass:
+@component("sampler", "m_per_class")
+class MPerClass:
     """Batches of P classes with K = `images` examples each, batch = P * K, in shuffled order within the batch.
 
     A step draws P different classes; a class is gone through in shuffled order and begins again when it is through.
@@ -47,7 +47,7 @@ class PerClass:
 
     def _members(self, labels: np.ndarray | None, batch: int) -> list[Tensor]:
         if labels is None or labels.ndim != 1:
-            raise bad("data", "no class labels", "labelled examples, which per_class draws by class")
+            raise bad("data", "no class labels", "labelled examples, which m_per_class draws by class")
         classes, counts = np.unique(labels, return_counts=True)
         if single := classes[counts < 2].tolist():
             mend = "Leave such classes out: they give no pair."
