@@ -49,7 +49,7 @@ def test_prototypes_are_learned_as_in_the_official_code() -> None:
 
 
 def test_prosgan_learns_as_in_the_official_code() -> None:
-    recipe = parse("prosgan", "recipe")
+    recipe = parse("prosgan_generator", "recipe")
     assert (recipe.weights, recipe.every, recipe.quantisation) == ((50, 5, 1), 3, 1e-4)
     assert (recipe.ngf, recipe.blocks, recipe.ndf, recipe.hidden, recipe.feature) == (64, 6, 64, 4096, 512)
     made = Trainer(**recipe.defaults)

@@ -33,7 +33,7 @@ KIND = "hash_generator"
 _FALL = Steps((1 / 2, 3 / 4))
 
 
-@component("recipe", "prosgan", systems=("cgat",))
+@component("recipe", "prosgan_generator", systems=("cgat",))
 class ProSGANRecipe(Recipe):
     """A generator of images whose codes stand for wanted labels, for the attack `prosgan`; the hashing model stands still.
 
@@ -179,9 +179,7 @@ class ProSGANRecipe(Recipe):
         code, u = system.model.codes(wanted), system.source(moved)
         step.say("target_bits", (sign(u.detach()) == code).float().mean())
         terms = {
-            "loss_reconstruction": kept
-            * 4
-            * F.mse_loss(moved, batch.x),  # of images in [-1, 1], which are twice as far
+            "loss_reconstruction": 4 * kept * F.mse_loss(moved, batch.x),  # in [-1, 1] all is twice as far
             "loss_hashing": hashed * (1 - (u * code).mean()),
         }
         if gan:
@@ -244,10 +242,11 @@ class ProSGAN(Targeted):
     far the images are. Here the threat holds, as for every attack, which costs a generator that learned without it some of
     its effect; linf(1.0) leaves its images as they are.
 
-    generator: "artefact:FOLDER" of `withstand fit-attack prosgan`, what `fit_attack` returned, or a `CodeGenerator`; it
-    takes images of the size that it learned from. target, database: see `Targeted`; the database tells which labels there
-    are. keep="best" asks the model twice for each image, whether the generator's lies nearer to the prototype sign(h) than
-    the clean one. keep="last", with active=False, asks it nothing, so that models of other bits may be attacked (transfer).
+    generator: "artefact:FOLDER" of `withstand fit-attack prosgan_generator`, what `fit_attack` returned, or a
+    `CodeGenerator`; it takes images of the size that it learned from. target, database: see `Targeted`; the database tells
+    which labels there are. keep="best" asks the model twice for each image, whether the generator's lies nearer to the
+    prototype sign(h) than the clean one. keep="last", with active=False, asks it nothing, so that models of other bits may
+    be attacked (transfer).
 
     Reference: Wang, Zhang, Wu, Shen, Lu, "Prototype-supervised Adversarial Network for Targeted Attack of Deep Hashing",
     CVPR 2021, arXiv 2105.07553.
@@ -299,7 +298,7 @@ class ProSGAN(Targeted):
     @property
     def network(self) -> CodeGenerator:
         """The generator. Raises: BadInput where there is none, or something else."""
-        mend = "Fit one: withstand fit-attack 'prosgan(bits=32)' artefact:HASHING --data DATA --out DIR"
+        mend = "Fit one: withstand fit-attack 'prosgan_generator(bits=32)' artefact:HASHING --data DATA --out DIR"
         if self.generator is None:
             raise bad("generator", "none", '"artefact:FOLDER", a CodeGenerator, or what fit_attack returned', mend)
         net = load_fitted(self.generator, KIND)
