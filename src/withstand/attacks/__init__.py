@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from withstand.attacks.hashing.cga import CgA
     from withstand.attacks.hashing.dhta import DHTA, P2P
     from withstand.attacks.hashing.hag import HAG
+    from withstand.attacks.hashing.prosgan import ProSGAN
     from withstand.attacks.hashing.sdha import SDHA
     from withstand.attacks.hashing.tha import THA
     from withstand.attacks.jsma import JSMA
@@ -89,6 +90,7 @@ __all__ = [
     "P2P",
     "PGD",
     "PGN",
+    "ProSGAN",
     "Problem",
     "QAIR",
     "RAP",

@@ -21,7 +21,7 @@ def run(
         str | None, typer.Option(help="sgd, adam or adamw, e.g. 'adam(2e-4)'; default the recipe's.")
     ] = None,
     schedule: Annotated[
-        str | None, typer.Option(help="constant, cosine, steps or one_cycle; default the recipe's.")
+        str | None, typer.Option(help="constant, cosine, linear, steps or one_cycle; default the recipe's.")
     ] = None,
     augment: o.Augment = None,
     averaging: o.Averaging = None,

@@ -28,7 +28,7 @@ def run(
     schedule: Annotated[
         str | None,
         typer.Option(
-            help="constant, cosine, steps, one_cycle, e.g. 'cosine(warmup=0.05)'; default the recipe's or steps."
+            help="constant, cosine, linear, steps, one_cycle, e.g. 'cosine(warmup=0.05)'; default the recipe's or steps."
         ),
     ] = None,
     sampler: Annotated[

@@ -135,6 +135,20 @@ class Steps:
         return self.factor ** sum(progress >= share for share in self.at)
 
 
+@component("schedule", "linear")
+class Linear:
+    """The full learning rate until the share `after` of the training, then straight down to zero."""
+
+    after: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.after < 1:
+            raise bad("after", self.after, "a share in [0, 1)")
+
+    def __call__(self, progress: float) -> float:
+        return min(1.0, (1 - progress) / (1 - self.after))
+
+
 @component("schedule", "one_cycle")
 class OneCycle:
     """Straight up to the full learning rate over the share `peak` of the training, straight down to zero.

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from tests.attacks.hashing.conftest import BITS, CLASSES
+from withstand.attacks.hashing.painter import CodeGenerator, Painter
 from withstand.attacks.hashing.tha import PrototypeNet
 from withstand.audit.measure import attack_passes
 from withstand.errors import BadInput
@@ -16,15 +17,23 @@ from withstand.registry import entries, parse, replace
 NAMES = [e.name for e in entries("attack") if getattr(e.load(), "task", "") == "hashing"]
 FREE = ("hag",)
 """Those that know no database."""
+FITTED = ("tha", "prosgan")
+"""Those whose codes come from what was fitted."""
+
+
+def text(name: str, threat: str = "linf(0.1)") -> str:
+    return f"{name}({threat})" if name == "prosgan" else f"{name}({threat}, steps=5)"
 
 
 def make(name: str, base: Any, **more: Any) -> Any:
-    attack = parse(f"{name}(linf(0.1), steps=5)", "attack")
+    attack = parse(text(name), "attack")
     known = {} if name in FREE else {"database": base}
-    if name == "tha":
+    if name in FITTED:
         with torch.random.fork_rng():
             torch.manual_seed(1)
-            known["prototypes"] = PrototypeNet(CLASSES, BITS, 16, 8)
+            net = PrototypeNet(CLASSES, BITS, 16, 8)
+            painter = Painter((1, 8, 8), 8, ngf=4, blocks=1)
+        known |= {"prototypes": net} if name == "tha" else {"generator": CodeGenerator(net, painter)}
     return replace(attack, **known, **more)
 
 
@@ -34,7 +43,7 @@ def name(request: Any) -> str:
 
 
 def test_these_attacks_are_there() -> None:
-    assert set(NAMES) == {"cga", "p2p", "dhta", "hag", "sdha", "tha"}
+    assert set(NAMES) == {"cga", "p2p", "dhta", "hag", "sdha", "tha", "prosgan"}
 
 
 def test_points_are_valid_and_the_model_is_left_alone(name, model, queries, base) -> None:
@@ -62,10 +71,10 @@ def test_draws_depend_on_seed_and_id_alone(name, model, queries, base) -> None:
 
 
 def test_its_text_and_its_threat_come_back(name, base) -> None:
-    made = parse(f"{name}(linf(0.1), steps=5)", "attack")
+    made = parse(text(name), "attack")
     assert parse(repr(made), "attack") == made
     with pytest.raises(BadInput, match="radius"):
-        parse(f"{name}(linf(None))", "attack")
+        parse(text(name, "linf(None)"), "attack")
     with pytest.raises(BadInput, match="steps"):
         parse(f"{name}(steps=0)", "attack")
 
@@ -100,14 +109,14 @@ def test_no_attack_costs_more_than_its_estimate(name, model, queries, base) -> N
 
 @pytest.mark.parametrize("guided", [n for n in NAMES if n not in FREE])
 def test_codes_of_another_length_are_refused(guided, model, queries, base) -> None:
-    if guided == "tha":
-        pytest.skip("prototypes have a length of their own")
+    if guided in FITTED:
+        pytest.skip("what was fitted has a length of its own")
     x, y = queries
     with pytest.raises(BadInput, match="bits"):
         make(guided, (base.codes[:, :4], base.labels))(model, x, y)
 
 
-@pytest.mark.parametrize("guided", ["cga", "dhta", "p2p", "tha"])
+@pytest.mark.parametrize("guided", ["cga", "dhta", "p2p", *FITTED])
 def test_without_labels_or_a_database_there_is_no_aim(guided, model, queries, base) -> None:
     x, y = queries
     with pytest.raises(BadInput, match="labels"):

@@ -1,5 +1,7 @@
 """Settings that nobody gave are those of the papers and their official code."""
 
+import pytest
+
 from withstand.attacks.pgd import PGD
 from withstand.registry import parse
 from withstand.representation.hashing.recipe import BITS
@@ -44,6 +46,19 @@ def test_prototypes_are_learned_as_in_the_official_code() -> None:
     made = Trainer(**recipe.defaults)
     assert (made.optimizer.lr, made.optimizer.betas) == (1e-4, (0.5, 0.999))
     assert (made.batch, made.epochs) == (32, 100)
+
+
+def test_prosgan_learns_as_in_the_official_code() -> None:
+    recipe = parse("prosgan_generator", "recipe")
+    assert (recipe.weights, recipe.every, recipe.quantisation) == ((50, 5, 1), 3, 1e-4)
+    assert (recipe.ngf, recipe.blocks, recipe.ndf, recipe.hidden, recipe.feature) == (64, 6, 64, 4096, 512)
+    made = Trainer(**recipe.defaults)
+    assert (made.optimizer.lr, made.optimizer.betas, made.batch) == (1e-4, (0.5, 0.999), 24)
+    first = round(recipe.first * made.epochs)
+    assert (first, made.epochs - first) == (10, 100)
+    rates = [made.schedule((first + epoch) / made.epochs) for epoch in (0, 50, 75, 100)]
+    assert [round(rate, 9) for rate in rates] == [1, 1, 0.5, 0]
+    assert first * (5000 // made.batch) * recipe.repeats == pytest.approx(30000, rel=0.05)
 
 
 def test_losses_have_the_official_constants() -> None:

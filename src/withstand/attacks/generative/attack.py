@@ -89,19 +89,25 @@ class Generated(Attack):
             mend = "Fit one: withstand fit-attack 'bia(layer=...)' MODEL --data DATA --out DIR"
             raise bad("generator", "none", '"artefact:FOLDER", a module, or what fit_attack returned', mend)
         net: nn.Module = load_fitted(self.generator, "generator")
-        held = next(net.parameters(), x)
-        if held.dtype != x.dtype or held.device != x.device:
-            net = copy.deepcopy(net).to(x)
-        with torch.no_grad(), frozen(net):
-            made = net(x) if target is None else net(x, target)
-        if not isinstance(made, Tensor) or made.shape != x.shape:
-            got = list(made.shape) if isinstance(made, Tensor) else type(made).__name__
-            raise bad(
-                "generator", f"one that returns {got}", f"one that returns images {list(x.shape)}, as it is given"
-            )
-        if not bool(torch.isfinite(made).all()):
-            raise bad("generator", "NaN or infinite values", "finite images", "Its training may have diverged.")
-        return made
+        return images_of(net, x) if target is None else images_of(net, x, target)
+
+
+def images_of(net: nn.Module, x: Tensor, *aims: Tensor) -> Tensor:
+    """net(x, *aims) in eval mode, in the dtype and on the device of the images x.
+
+    Raises: BadInput where that is something else than a finite image for each.
+    """
+    held = next(net.parameters(), x)
+    if held.dtype != x.dtype or held.device != x.device:
+        net = copy.deepcopy(net).to(x)
+    with torch.no_grad(), frozen(net):
+        made = net(x, *aims)
+    if not isinstance(made, Tensor) or made.shape != x.shape:
+        got = list(made.shape) if isinstance(made, Tensor) else type(made).__name__
+        raise bad("generator", f"one that returns {got}", f"one that returns images {list(x.shape)}, as it is given")
+    if not bool(torch.isfinite(made).all()):
+        raise bad("generator", "NaN or infinite values", "finite images", "Its training may have diverged.")
+    return made
 
 
 @component("attack", "targeted_generated", systems=("aigan",))

@@ -74,16 +74,10 @@ class Prototypes(Recipe):
             raise bad("quantisation", self.quantisation, "a weight >= 0")
 
     def setup(self, model: nn.Module, data: Dataset, rows: Rows) -> nn.Module:
-        u, labels, _ = outputs(model, data)
-        if u.shape[1] != self.bits or bool((u.abs() > 1).any()):
-            got = f"{self.bits} for a model that returns {u.shape[1]} numbers up to {float(u.abs().max()):.3g}"
-            raise bad("bits", got, "the number of bits of a hashing model")
-        net = PrototypeNet(labels.shape[1], self.bits, self.hidden, self.feature)
-        system = _Learning(net)
-        system.register_buffer("codes", sign(u), persistent=False)
-        system.register_buffer("labels", labels, persistent=False)
-        kinds = labels.unique(dim=0)
-        system.register_buffer("kinds", kinds[kinds.sum(1) > 0], persistent=False)
+        codes, labels, kinds = known_codes(model, data, self.bits)
+        system = _Learning(PrototypeNet(labels.shape[1], self.bits, self.hidden, self.feature))
+        for name, held in (("codes", codes), ("labels", labels), ("kinds", kinds)):
+            system.register_buffer(name, held, persistent=False)
         return system
 
     def deploy(self, model: Any, space: Space) -> nn.Module:
@@ -101,6 +95,19 @@ class Prototypes(Recipe):
         rest = self.quantisation / len(h) * (sign(h.detach()) - h).square().sum()
         step.say("loss_pairs", pairs)
         return pairs + rest
+
+
+def known_codes(model: Any, data: Dataset, bits: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Of all examples the codes [N, K] and the labels 0/1 [N, C], and the different sets of labels [M, C] but the empty one.
+
+    Raises: BadInput for a model that does not return `bits` numbers in [-1, 1], and for data without labels.
+    """
+    u, labels, _ = outputs(model, data)
+    if u.shape[1] != bits or bool((u.abs() > 1).any()):
+        got = f"{bits} for a model that returns {u.shape[1]} numbers up to {float(u.abs().max()):.3g}"
+        raise bad("bits", got, "the number of bits of a hashing model")
+    kinds = labels.unique(dim=0)
+    return sign(u), labels, kinds[kinds.sum(1) > 0]
 
 
 def prototype_loss(h: Tensor, y: Tensor, codes: Tensor, labels: Tensor) -> Tensor:
