@@ -27,6 +27,8 @@ RECIPES = {
     "dial": parse(f"dial(attack={ATTACK})", "recipe"),
     "ask_def": parse(f"ask_def(attack={ATTACK}, ask_attack={ATTACK}, per_class=3)", "recipe"),
     "maxmatch": parse("maxmatch(add_noise(0.3), labels=8, weak=add_noise(0.05), tau=0.6)", "recipe"),
+    "hashing": parse("hashing(loss=dpsh, bits=4)", "recipe"),
+    "cgat": parse("cgat(loss=dph, bits=4, attack=pgd(l2(0.3), steps=3))", "recipe"),
     "faat": parse(f"faat(attack={ATTACK}, discriminator=mlp)", "recipe"),
 }
 APART = {False: ("advprop", "dial"), True: ("ask_def",)}
@@ -58,7 +60,7 @@ if __name__ == "__main__":
     for name, sync in RUNS:
         fitted = train(name, str(folder / f"{name}{sync}"), devices=2, sync_norm=sync)
         rank = torch.distributed.get_rank()
-        found[f"{name} {sync}"] = [(row["accuracy"], row["loss"]) for row in fitted.history]
+        found[f"{name} {sync}"] = [(row[RECIPES[name].selects_on[0]], row["loss"]) for row in fitted.history]
         torch.save(fitted.last.state_dict(), folder / f"{name}{sync}.{rank}.pt")
     for name, settings in SHARDED.items():
         out = folder / f"fsdp {name}"

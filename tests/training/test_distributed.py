@@ -62,7 +62,7 @@ def test_two_processes_learn_what_one_learns_from_the_joint_batch(folder, name, 
 
 def test_only_the_first_process_writes_and_both_know_the_history(folder):
     histories = [json.loads((folder / f"history.{rank}.json").read_text()) for rank in range(2)]
-    assert histories[0] == histories[1]  # accuracies, and the mean loss
+    assert histories[0] == histories[1]  # what selects, and the mean loss
     lines = (folder / "standardFalse" / "history.csv").read_text().splitlines()
     assert len(lines) == 3
 

@@ -126,15 +126,8 @@ def test_the_bank_goes_by_identity_and_keeps_reals_and_codes_apart() -> None:
     assert not bank.u.requires_grad
     assert not bool((bank.u[[1, 2]] == -0.25).any())
     assert "bank.u" in system.state_dict()
-    bank.fill(system.model, step_of(batch))  # once is enough
+    bank.fill(system.model)  # once is enough
     assert bool((bank.u[3] == -0.25).all())
-
-
-def test_several_processes_are_refused_where_there_is_a_bank() -> None:
-    data = images(24)
-    system, batch, _ = begun(parse(f"hashing(loss=hashnet, bits={K})", "recipe"), data, [0])
-    with pytest.raises(BadInput, match="2 processes"):
-        system.bank.fill(system.model, step_of(batch, world=2))
 
 
 def test_bank_and_attack_see_the_model_in_eval_mode_and_the_update_in_train_mode() -> None:

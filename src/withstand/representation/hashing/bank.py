@@ -3,13 +3,12 @@
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from withstand.attacks.hashing.centres import Weights, centres, sign
 from withstand.attacks.hashing.database import outputs
-from withstand.errors import bad
 from withstand.protocols import Batch, Dataset
-from withstand.training.recipe import Step
 
 
 class Bank(nn.Module):
@@ -17,7 +16,7 @@ class Bank(nn.Module):
 
     u and b are separate tensors (in the official code they share their memory, so that the codes turn real after the first
     visit), and are part of what checkpoints save. `fill` makes one pass in eval mode; the official code leaves dropout on.
-    One process keeps it: several would each see their own part of the examples change.
+    Every process keeps all of it, and writes what the others saw as well.
     """
 
     u: Tensor
@@ -39,11 +38,8 @@ class Bank(nn.Module):
     def __deepcopy__(self, memo: Any) -> "Bank":
         return self  # copies of a system are what is validated or shipped, and that has no bank
 
-    def fill(self, model: nn.Module, step: Step) -> None:
-        """All outputs, once, before the first step. Raises: BadInput where several processes train."""
-        if step.world > 1:
-            mend = "Train with devices=1, or take a loss without a bank: csq, dch, greedyhash."
-            raise bad("devices", f"{step.world} processes", "one, which keeps the outputs of all examples", mend)
+    def fill(self, model: nn.Module) -> None:
+        """All outputs, once, before the first step; every process makes them for itself."""
         if bool(self.filled):
             return
         u, y, ids = outputs(model, self.data, self.u.device)
@@ -54,8 +50,8 @@ class Bank(nn.Module):
         self.filled.fill_(True)
 
     def write(self, batch: Batch, u: Tensor) -> None:
-        """Put the outputs of a batch in their places."""
-        self._put(self.places(batch), u.detach())
+        """Put the outputs of a batch in their places, in every process those of all."""
+        self._put(gathered(self.places(batch)), gathered(u.detach()))
 
     def places(self, batch: Batch) -> Tensor:
         """Where the examples of a batch stand, int64 [n]."""
@@ -69,3 +65,12 @@ class Bank(nn.Module):
     def centres(self, y: Tensor, weights: Weights) -> Tensor:
         """The centre codes [n, K] of label sets 0/1 [n, C] among all training examples."""
         return centres(y, self.b, self.y, weights)
+
+
+def gathered(rows: Tensor) -> Tensor:
+    """The rows of all processes, one after another; each has as many."""
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return rows
+    parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, rows.contiguous())
+    return torch.cat(parts)

@@ -35,7 +35,7 @@ class CgAT(HashingRecipe):
     attack: the inner maximisation; the recipe sets its objective. It runs in eval mode, as does the pass that fills the bank
     (the official code never leaves train mode, so that dropout disturbs codes and examples). weights: of relevant items in
     the centre; "published" is the official code's, which differs where images have several labels. lam=0 is `hashing`.
-    One process trains; see `Bank`.
+    Of several processes every one keeps the outputs of all examples; see `Bank`.
 
     Hash the database again with the model that comes out: the codes of the one before are another model's.
 

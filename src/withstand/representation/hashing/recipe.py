@@ -33,7 +33,8 @@ class HashingRecipe(Recipe):
     """What trainings of hashing models share: the model, its loss, the bank, and MAP as what counts.
 
     A classifier becomes a `Hasher`: its last linear layer gives way to one with `bits` outputs and a tanh. A hashing model
-    goes on learning as it is; bits=None takes its own (32 of a classifier).
+    goes on learning as it is; bits=None takes its own (32 of a classifier). In distributed training every process compares
+    its share of a batch with the outputs of all examples; weights that count pairs (hashnet, dch) count its own.
     """
 
     loss: LossField = _CSQ  # type: ignore[assignment]
@@ -77,7 +78,7 @@ class HashingRecipe(Recipe):
     def craft(self, system: Any, batch: Batch, step: Step) -> Batch:
         bank: Bank | None = getattr(system, "bank", None)
         if bank is not None:
-            bank.fill(system.model, step)
+            bank.fill(system.model)
             starts = step.step * step.epochs % step.steps == 0
             if starts and hasattr(self.loss, "begin_epoch"):
                 self.loss.begin_epoch(bank, system.own)
