@@ -31,7 +31,7 @@ def test_all_claims_can_be_judged(rows):
 
 def test_every_arm_has_its_matrix_its_length_and_its_time(rows):
     for name in ("undefended", "trained"):
-        for arm in (*system.GENERATORS, "pgd_1", "pgd_40"):
+        for arm in (*system.GENERATORS, system.PER_CLASS, "fgsm", "carlini_wagner", "pgd_1", "pgd_40"):
             row = rows[f"{name} / {arm}", "targeted_success"]
             assert len(row["examples"]) == 8
             assert all(0 <= v <= 1 for v in row["examples"])
@@ -98,13 +98,36 @@ def test_steps_that_are_not_enough_are_not_taken_for_it(monkeypatch, own, reache
 
     monkeypatch.setattr(system, "LADDER", (1, 2, 40))
     monkeypatch.setattr(system, "all_targets", found)
-    monkeypatch.setattr(system, "PGD", lambda *_, steps, **__: f"pgd_{steps}")
+    monkeypatch.setattr(system, "PGD", lambda *_, steps=40, **__: f"pgd_{steps}")
     monkeypatch.setattr(system, "AIGAN", lambda **settings: settings)
     monkeypatch.setattr(system, "TargetedGenerated", lambda threat, arm: arm)
     monkeypatch.setattr(system, "_seconds", lambda attacks, *_: {arm: torch.ones(2) for arm in attacks})
     arms = iter(system.GENERATORS)
-    monkeypatch.setattr(system.Trainer, "fit", lambda *_, **__: SimpleNamespace(last=next(arms)))
+    monkeypatch.setattr(system.Trainer, "fit", lambda *_, **__: SimpleNamespace(last=next(arms, None)))
+    monkeypatch.setattr(system, "PerClass", lambda generators: "")
     train = digits("train")
     made = system._attacked("undefended", nn.Identity(), train, *digits("test", 4), TINY, 0, lambda text: None)
     row = next(r for r in made if r["arm"] == "undefended / pgd_enough")
     assert (row["reached"], row["is"]) == (reached, enough)
+
+
+def test_a_generator_for_each_class_gets_the_images_of_its_class():
+    class Says(nn.Module):
+        def __init__(self, by):
+            super().__init__()
+            self.by = by
+
+        def forward(self, x, target):
+            assert (target == self.by).all()
+            return x + self.by
+
+    x, target = torch.rand(7, 1, 2, 2), torch.tensor([2, 0, 1, 1, 2, 0, 2])
+    made = system.PerClass([Says(0), Says(1), Says(2)])(x, target)
+    assert torch.equal(made, x + target[:, None, None, None])
+
+
+def test_points_of_the_nearest_attack_are_moved_into_the_ball():
+    (x, y), net = digits("test", 6), nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    z = system.MovedInto(target=3)(net, x, y, seed=0)
+    assert float((z - x).abs().max()) <= system.EPS + 1e-6
+    assert not torch.equal(z, x)
