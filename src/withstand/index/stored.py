@@ -49,8 +49,8 @@ def build(encoder: Encodes, data: Dataset, kind: Kind | None = None) -> "Collect
     >>> import withstand as ws
     >>> encoder = ws.models.Encoder(ws.load_model("zoo:digits_cnn", pretrained=False))
     >>> shelf = build(encoder, ws.load_data("digits", split="train"))
-    >>> shelf.query(encoder, torch.rand(1, 1, 8, 8), k=1)[0][0].label in shelf.classes
-    True
+    >>> len(shelf.query(encoder, torch.rand(2, 1, 8, 8), k=1))
+    2
 
     kind: "flat", exact among vectors; "hnsw", nearly so and faster among many; "binary", exact among codes. None: "flat"
     or "binary", whichever the encoder's outputs need.
