@@ -62,3 +62,12 @@ def test_what_does_not_fit_is_said(withstand, home, more, said):
     assert done.code == 2
     assert said in done.err
     assert not (home / "x").exists()
+
+
+def test_a_folder_of_something_else_is_refused_before_the_fit(withstand, home, monkeypatch):
+    (home / "mine").mkdir()
+    (home / "mine" / "notes.txt").write_text("mine")
+    monkeypatch.setattr("withstand.detection.fit_detectors", lambda *given, **more: pytest.fail("fitted"))
+    done = withstand("detect", "fit", "net.py:centres", "--data", "digits", "--out", str(home / "mine"))
+    assert done.code == 2
+    assert "holds something else" in done.err

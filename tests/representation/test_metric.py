@@ -109,7 +109,9 @@ def test_examples_without_a_label_are_no_class():
 
 
 def test_proxies_need_no_pairs_within_the_batch():
-    Metric("proxy_anchor").needs_pairs(torch.arange(6))
+    assert Metric("proxy_anchor").needs_pairs(torch.arange(6)) is None
+    with pytest.raises(BadInput):
+        Metric("multi_similarity").needs_pairs(torch.arange(6))
 
 
 @pytest.mark.parametrize(

@@ -57,10 +57,12 @@ def fit(
     For example: withstand detect fit artefact:runs/cnn --data digits --detector knn --detector 'bats(energy)' --out runs/ood
     """
     from withstand.cli.console import say
-    from withstand.cli.specs import load_sample
+    from withstand.cli.specs import load_one, load_sample
     from withstand.detection import DEFAULT, fit_detectors
+    from withstand.detection.fitted import check_folder
 
-    target = _target(model, weights, mean, std, device, allow_pickle)
+    check_folder(out)
+    target = load_one(model, weights, mean, std, device, allow_pickle)
     examples = load_sample(data, split, limit, size, channels, root, download)
     made = fit_detectors(target, examples, detector or DEFAULT, held=held, seed=seed)
     made.save(out)
@@ -87,10 +89,11 @@ def score(
 ) -> None:
     """Score inputs, as CSV: prediction, confidence, and of each detector the score and whether it flags the input."""
     from withstand.cli.console import say
+    from withstand.cli.specs import load_one
     from withstand.detection import load_detectors
     from withstand.files import write_atomic
 
-    made = load_detectors(folder, _target(model, weights, mean, std, device, allow_pickle))
+    made = load_detectors(folder, load_one(model, weights, mean, std, device, allow_pickle))
     limits = {name: made.threshold(name, fpr) for name in made.names}
     examples = _sample(made, data, split, limit, size, channels, root)
     found = made.scored(examples)
@@ -145,11 +148,12 @@ def evaluate(
 
     from withstand import detection
     from withstand.cli.console import say, show, table
+    from withstand.cli.specs import load_one
     from withstand.errors import bad
 
     if not ood and not shifted:
         say("no --ood and no --shifted: only the model's own mistakes are judged")
-    made = detection.load_detectors(folder, _target(model, weights, mean, std, device, allow_pickle))
+    made = detection.load_detectors(folder, load_one(model, weights, mean, std, device, allow_pickle))
     loaded = {
         kind: {
             name: _sample(made, spec, split, limit, size, channels, root) for name, spec in _named(texts or [], kind)
@@ -173,18 +177,6 @@ def evaluate(
             [{k: _text(row[k], k in shown) for k in ("notion", "sets", "detector", *shown, "accuracy")} for row in rows]
         )
     )
-
-
-def _target(
-    model: str, weights: str | None, mean: str | None, std: str | None, device: str | None, allow_pickle: bool
-) -> Any:
-    from withstand.cli.specs import load_models
-
-    loaded, _ = load_models([model], [weights] if weights else None, mean, std, None, allow_pickle)
-    target = next(iter(loaded.values()))
-    if device is not None and target.module is not None:
-        target.module.to(device)
-    return target
 
 
 def _sample(

@@ -136,18 +136,14 @@ def _encoder(
     device: str | None,
     allow_pickle: bool,
 ) -> Any:
-    from withstand.cli.specs import load_models
+    from withstand.cli.specs import load_one
     from withstand.errors import unknown
     from withstand.models import Encoder
 
     tasks = ("classification", "embedding", "hashing")
     if task not in (None, *tasks):
         raise unknown("task", str(task), tasks)
-    files = [weights] if weights else None
-    loaded, _ = load_models([model], files, mean, std, None, allow_pickle, task=task or "classification")
-    target = next(iter(loaded.values()))
-    if device is not None and target.module is not None:
-        target.module.to(device)
+    target = load_one(model, weights, mean, std, device, allow_pickle, task or "classification")
     return Encoder(target, layer)
 
 

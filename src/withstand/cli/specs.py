@@ -68,6 +68,23 @@ def load_models(
     return models, loaded
 
 
+def load_one(
+    model: str,
+    weights: str | None,
+    mean: str | None,
+    std: str | None,
+    device: str | None,
+    allow_pickle: bool,
+    task: str = "classification",
+) -> Any:
+    """A single model, on the device where one is named."""
+    loaded, _ = load_models([model], [weights] if weights else None, mean, std, None, allow_pickle, task=task)
+    target = next(iter(loaded.values()))
+    if device is not None and target.module is not None:
+        target.module.to(device)
+    return target
+
+
 def load_to_train(
     model: str,
     data: Any,

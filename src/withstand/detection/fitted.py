@@ -106,11 +106,7 @@ class FittedDetectors:
         something else."""
         from safetensors.torch import save
 
-        folder = Path(folder)
-        if folder.exists() and not folder.is_dir():
-            raise bad("out", f"{folder}, a file", "a folder")
-        if folder.is_dir() and any(folder.iterdir()) and not (folder / FILE).is_file():
-            raise bad("out", f"{folder}, which holds something else", "a new folder, or that of detectors")
+        folder = check_folder(folder)
         tensors = {k: t.detach().cpu().contiguous() for k, t in self.fitted.items()}
         tensors |= {f"held {name}": t for name, t in self.held.items()}
         write_atomic(folder / "detectors.safetensors", save(tensors))
@@ -159,6 +155,16 @@ def fit_detectors(
     made = FittedDetectors(bank, fitted, {}, origin)
     made.held.update({name: s.sort().values for name, s in made.scored(kept).scores.items()})
     return made
+
+
+def check_folder(folder: str | Path) -> Path:
+    """The folder that detectors shall be written to. Raises: BadInput for a file, and where it holds something else."""
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise bad("out", f"{folder}, a file", "a folder")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / FILE).is_file():
+        raise bad("out", f"{folder}, which holds something else", "a new folder, or that of detectors")
+    return folder
 
 
 def load_detectors(folder: str | Path, model: Any) -> FittedDetectors:
