@@ -33,7 +33,7 @@ bench: $(VENV)/peers.stamp ## side by side with peers; prints ratios, records be
 
 requirements: ## pin again what pyproject.toml asks for (needs uv)
 	$(PIN) -o requirements/runtime.txt
-	$(PIN) --extra dev --extra hf --extra onnx --extra metric -c requirements/runtime.txt -o requirements/dev.txt
+	$(PIN) --extra dev --extra hf --extra onnx --extra metric --extra generative -c requirements/runtime.txt -o requirements/dev.txt
 
 clean: ## forget the environment and what was built
 	rm -rf $(VENV) site dist build coverage.xml .coverage
