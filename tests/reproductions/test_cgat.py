@@ -13,7 +13,7 @@ TINY = {"train": 100, "queries": 20, "base_epochs": 2, "epochs": 1}
 
 def test_every_scale_is_well_formed() -> None:
     for scale in cgat.SCALES.values():
-        for kind in ("single", "multi"):
+        for kind in cgat.KINDS:
             own = {**scale[kind], "steps": scale["steps"]}
             Trainer(**own["trainer"], epochs=own["epochs"])
             for text in cgat.ARMS.values():
@@ -26,13 +26,13 @@ def test_every_scale_is_well_formed() -> None:
 def test_every_claim_is_of_arms_that_are_measured(data_root, monkeypatch) -> None:
     monkeypatch.setenv("WITHSTAND_DATA", str(data_root))
     smoke = cgat.SCALES["smoke"]
-    small = {kind: smoke[kind] | TINY for kind in ("single", "multi")} | {"steps": 2}
+    small = {kind: smoke[kind] | TINY for kind in cgat.KINDS} | {"steps": 2}
     monkeypatch.setitem(cgat.SCALES, "smoke", small)
     rows = cgat.measure("smoke", 0, lambda text: None)["rows"]
     for claim in cgat.CLAIMS:
         assert judge(claim, [rows])["verdict"] in ("shown", "not shown", "inconclusive")
     arms = {r["arm"].rpartition(" / ")[0] for r in rows}
-    assert arms == {f"multi / {a}" for a in cgat.ARMS} | {f"single / {a}" for a in cgat.ARMS if a != "cgat_published"}
+    assert arms == {f"{k} / {a}" for k in cgat.KINDS for a in cgat.ARMS} - {"single / cgat_published"}
 
 
 @pytest.mark.data
