@@ -8,7 +8,7 @@ hashed again by each model.
 "multi" is made of real pictures: one to three articles of clothing, shrunk to 8 pixels, in the four quarters of an image;
 its labels are what is in it. "photos" are photographs with one to three of five labels (VOC, 979 of them), 32 pixels wide.
 So few teach a network little from scratch (MAP 0.60, chance 0.53), and defences of a model that finds nothing say nothing:
-there all begin with a network that has learned CIFAR-10, as published hashing models begin with one that has learned ImageNet.
+there all begin with a network that has learned CIFAR-10, as published hashing models begin with ImageNet.
 """
 
 from collections.abc import Callable, Mapping
