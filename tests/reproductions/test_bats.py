@@ -9,11 +9,17 @@ from withstand.reproductions.runner import judge
 
 @pytest.fixture(scope="module")
 def rows():
-    return system.measure("smoke", 0, lambda text: None)["rows"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(system.SCALES, "smoke", system.SCALES["smoke"] | {"pretrained": ()})
+        return system.measure("smoke", 0, lambda text: None)["rows"]
 
 
-def test_the_claims_can_be_judged(rows):
-    assert len(system.CLAIMS) == 27
+@pytest.mark.data
+def test_the_claims_can_be_judged(data_root, monkeypatch):
+    monkeypatch.setenv("WITHSTAND_DATA", str(data_root))
+    rows = system.measure("smoke", 0, lambda text: None)["rows"]
+    assert len(system.CLAIMS) == 33
+    assert {r["arm"] for r in rows} >= {f"cifar10 resnet20 / energy+bats(penultimate, 3.25, of {n})" for n in (10, 50)}
     for claim in system.CLAIMS:
         assert judge(claim, [rows])["verdict"] in ("shown", "not shown", "inconclusive")
 
