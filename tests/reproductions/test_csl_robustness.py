@@ -44,6 +44,12 @@ def test_what_stands_at_a_radius_stood_before(rows):
             assert all(c == "1" for c, s in zip(clean, stands) if s == "1")
 
 
+def test_features_of_wrong_examples_are_moved_too(rows):
+    for arm in (*system.ARMS, *system.ADVERSARIAL):
+        assert "0" in of(rows, arm, "accuracy")
+        assert all(stretch > 0 for stretch in of(rows, arm, "sensitivity_attacked"))
+
+
 def test_chance_is_the_share_of_pairs_of_one_class(rows):
     y = system._labels(system.sample("digits", "train", 60, 0))
     same = (y[:, None] == y).sum() - 60

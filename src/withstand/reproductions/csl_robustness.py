@@ -19,7 +19,7 @@ from withstand.hardening.harden import harden
 from withstand.models.feature_encoder import Probe
 from withstand.protocols import Claim, Dataset, Figure
 from withstand.random import Rows, derive
-from withstand.registry import parse
+from withstand.registry import parse, replace
 from withstand.representation.measures import gap_closed, relative_drop, representation_measures, sensitivity
 from withstand.representation.probe import linear_probe
 from withstand.reproductions.arms import CORRUPTIONS, TRAINER, fresh, right, row, sample
@@ -190,7 +190,8 @@ def judged(name: str, probe: Probe, x: Tensor, y: Tensor, s: Mapping[str, Any], 
         stands = clean & right(probe, z, y)
         rows.append(row(name, f"robust_accuracy_{radius:g}eps", stands))
         if radius == 1:
-            moved = z
+            # how far the attack goes, of examples that were wrong at the clean point as well
+            moved = replace(attack, keep="last", active=False)(probe, x, y, seed=derive(seed, "judge"))
             share = float(clean.float().mean())
             drop = relative_drop(share, float(stands.float().mean())) if share else 0.0
             rows.append({"arm": name, "metric": "relative_drop", "examples": [drop]})
