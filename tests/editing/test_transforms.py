@@ -48,7 +48,7 @@ def test_an_ellipse_fits_at_any_rate_that_its_box_allows():
     start = placed(100, 100, 30, 40, 20, 20)  # a disc may take pi / 4 of the picture
     for wanted in (0.02, 0.1, 0.5, 0.75):
         assert rate(resize(start, wanted, "exact")) == pytest.approx(wanted, rel=0.05)
-    with pytest.raises(CannotMeet, match="does not|would not fit"):
+    with pytest.raises(CannotMeet, match="would not fit"):
         resize(start, 0.85, "exact")
 
 
@@ -119,7 +119,7 @@ def test_a_turned_object_is_kept_within_the_picture_or_refused():
     assert seen.top == 0
     assert seen.shape.shape == pytest.approx((50, 4), abs=1)
     bar[2:6] = True
-    with pytest.raises(CannotMeet, match="80 x 4|fit into the picture"):
+    with pytest.raises(CannotMeet, match="fit into the picture"):
         turn(Placement.as_it_is(bar), 90, "exact")
 
 

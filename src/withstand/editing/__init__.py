@@ -3,9 +3,11 @@
 from withstand.editing.adversarial import Adversarial
 from withstand.editing.contract import EditResult, Painter
 from withstand.editing.editor import ObjectEditor
+from withstand.editing.folder import edit
 from withstand.editing.inpaint import remove_object
 from withstand.editing.masks import GrabCut, as_mask
 from withstand.editing.procedural import texture
+from withstand.editing.segmenters import load_segmenter
 from withstand.editing.spectrum import Spectral, complexity
 
 __all__ = [
@@ -17,6 +19,8 @@ __all__ = [
     "Spectral",
     "as_mask",
     "complexity",
+    "edit",
+    "load_segmenter",
     "remove_object",
     "texture",
 ]
