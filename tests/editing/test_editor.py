@@ -189,6 +189,8 @@ def test_an_adversarial_background_fools_its_guide_more_and_leaves_the_object_al
     assert margin[1] < margin[0] - 0.3  # a linear guide: almost everywhere the whole way
     assert moved[0][~mask].median() == pytest.approx(16 / 255, abs=1e-4)
     assert torch.equal(ObjectEditor(painter).edit(image, mask, label=0).image, found.image)
+    painted = painter.paint(image, image, mask, 0, torch.Generator(), 0)
+    assert torch.equal(painted[:, mask], image[:, mask])  # nothing is searched that is pasted over afterwards
     with pytest.raises(BadInput, match="label"):
         ObjectEditor(painter).edit(image, mask, "background")
     for bad_field in ({"eps": 0}, {"steps": 0}):
