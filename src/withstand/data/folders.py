@@ -63,7 +63,7 @@ def _order(names: list[str], classes: Classes | None, folder: Path) -> dict[str,
         if isinstance(classes, int) and classes < len(names):
             raise bad("classes", classes, f"at least {len(names)}, the number of subfolders of {folder}")
     elif classes == "imagenet":
-        order = {w: i for i, w in enumerate(_wnids())}
+        order = {w: i for i, w in enumerate(wnids())}
     elif isinstance(classes, str):
         raise bad("classes", repr(classes), '"imagenet", names in label order, or a mapping from name to label')
     else:
@@ -75,7 +75,7 @@ def _order(names: list[str], classes: Classes | None, folder: Path) -> dict[str,
     return order
 
 
-def _wnids() -> list[str]:
+def wnids() -> list[str]:
     """The 1,000 WordNet ids in the standard label order."""
     from timm.data import ImageNetInfo
 

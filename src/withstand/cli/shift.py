@@ -1,0 +1,128 @@
+"""`withstand shift`: the public benchmarks of distribution shift; corrupted sets made offline; RobustBench's protocol."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from withstand.cli import options as o
+from withstand.cli.console import Format
+
+
+class _Evaluating(TyperGroup):
+    """`withstand shift imagenet-a ...` means `withstand shift evaluate imagenet-a ...`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in (*self.commands, "-h", "--help"):
+            args = ["evaluate", *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(
+    cls=_Evaluating,
+    help="Public benchmarks of distribution shift: `withstand shift imagenet-a imagenet-r --root DATA --model timm:...`.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+Models = Annotated[
+    list[str],
+    typer.Option("--model", "--models", metavar="[NAME=]MODEL", help="As for `withstand audit`; repeatable."),
+]
+Weights = Annotated[
+    list[str] | None,
+    typer.Option(metavar="[NAME=]FILE", help="Weights of the models, in their order or by name; repeatable."),
+]
+
+
+@app.command("evaluate")
+def evaluate(
+    benchmarks: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="BENCHMARK...",
+            help="imagenet, imagenet-v2, -a, -r, -sketch, stylized, objectnet, imagenet-c, cifar10-c, cifar100-c.",
+        ),
+    ],
+    root: Annotated[Path, typer.Option(help="The folder that holds them, or the folder of a single one.")],
+    models: Models,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run; default runs/shift-MODELS-BENCHMARKS.")] = None,
+    weights: Weights = None,
+    mean: o.Mean = None,
+    std: o.Std = None,
+    classes: Annotated[
+        int | None, typer.Option(min=1, help="Number of classes, for architectures that are built for any.")
+    ] = None,
+    partial: Annotated[
+        bool, typer.Option("--partial", help="Score what is there of an incomplete set; labelled subset-n.")
+    ] = False,
+    limit: Annotated[
+        int | None,
+        typer.Option(min=1, help="Images of each set or cell, every class with its share; labelled subset-n."),
+    ] = None,
+    size: Annotated[int | None, typer.Option(min=1, help="Side of the input; default the model's own.")] = None,
+    crop: Annotated[
+        float | None, typer.Option(help="Share of the resized side that is kept; default the model's own, or 0.875.")
+    ] = None,
+    interpolation: Annotated[
+        str | None, typer.Option(help="bilinear or bicubic; default the model's own, or bilinear.")
+    ] = None,
+    seed: o.Seed = 0,
+    device: o.Device = None,
+    block: o.Block = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Threads that decode; default one for each core.")] = None,
+    no_look: Annotated[
+        bool, typer.Option("--no-look", help="Do not open every file first; damaged ones then stop the run midway.")
+    ] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start over instead of continuing.")] = False,
+    fail_under: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[MODEL/]BENCHMARK[:METRIC]=VALUE",
+            help="Exit with code 1 where a number is worse, e.g. imagenet-a=0.1 or imagenet-c:mce=70; repeatable.",
+        ),
+    ] = None,
+    format: Annotated[Format, typer.Option(help="text, json or markdown.")] = Format.text,
+    allow_pickle: o.AllowPickle = False,
+) -> None:
+    """Score models on the public benchmarks of distribution shift, in one table, beside published figures.
+
+    For example: withstand shift imagenet-a imagenet-r imagenet-c --root DATA --model timm:resnet50
+
+    What is on the disk is checked first: counts, class folders, damaged files. The same command continues where an earlier
+    one was stopped, at whatever moment.
+    """
+    from withstand.audit.shift import shift
+    from withstand.audit.shift.scores import misses
+    from withstand.cli.console import progress, resumable, say, show, table
+    from withstand.cli.specs import load_models, split_name
+    from withstand.data.shift import benchmark
+    from withstand.errors import NotMet, bad
+    from withstand.files import slug
+    from withstand.report.shift import markdown, notes, summary
+
+    if format is Format.junit:
+        raise bad("--format", "junit", "text, json or markdown")
+    asked = [benchmark(name) for text in benchmarks for name in text.split(",") if name]
+    given = [slug(name or spec) for name, spec in map(split_name, models)]
+    folder = out or Path("runs") / ("shift-" + "-".join([*given, *(b.name for b in asked)]))[:120]
+    with resumable(f"The same command continues in {folder}"):
+        loaded, _ = load_models(models, weights, mean, std, None, allow_pickle, classes=classes)
+        with progress() as report:
+            found = shift(
+                loaded, asked, root=root, out=folder, partial=partial, limit=limit, seed=seed, size=size, crop=crop,
+                interpolation=interpolation, device=device, block=block, workers=workers, look=not no_look,
+                fresh=fresh, report=report, announce=say,
+            )  # fmt: skip
+    if format is Format.json:
+        show(found)
+    elif format is Format.markdown:
+        show(markdown(found).rstrip("\n"))
+    else:
+        show(table(summary(found)))
+        for line in notes(found):
+            say(line)
+        say(f"all numbers: {folder / 'shift.json'}; page: {folder / 'index.html'}")
+    if failures := [text for requirement in fail_under or [] for text in misses(found, requirement)]:
+        raise NotMet("; ".join(failures))

@@ -1,0 +1,46 @@
+"""Small benchmark folders for tests."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from torch import Tensor, nn
+
+from withstand.data.folders import wnids
+
+SIDE = 8
+
+
+def paint(label: int, salt: int = 0, side: int = SIDE) -> np.ndarray:
+    """uint8 [side, side, 3] whose grey level and tint say the label: level = label // 4, tint = label % 4."""
+    image = np.full((side, side, 3), label // 4, np.uint8)
+    image[..., 2] = (label % 4) * 60
+    image[0, 0, 1] = salt
+    return image
+
+
+class Reader(nn.Module):
+    """Reads the label that `paint` painted, off by `shift`; logits [N, 1000]."""
+
+    def __init__(self, shift: int = 0, classes: int = 1000) -> None:
+        super().__init__()
+        self.shift, self.classes = shift, classes
+
+    def forward(self, x: Tensor) -> Tensor:
+        middle = (x[:, :, x.shape[2] // 2, x.shape[3] // 2] * 255).round()
+        label = (middle[:, 0] * 4 + (middle[:, 2] / 60).round() + self.shift).long() % self.classes
+        return nn.functional.one_hot(label, self.classes).float() * 9 - 4
+
+
+def tree(
+    place: Path, labels: Iterable[int], each: int = 1, names: dict[int, str] | None = None, side: int = SIDE
+) -> Path:
+    """Class folders with `each` PNG files."""
+    every = wnids()
+    for label in labels:
+        folder = place / (names[label] if names else every[label])
+        folder.mkdir(parents=True)
+        for i in range(each):
+            Image.fromarray(paint(label, i, side)).save(folder / f"{i:03d}.png")
+    return place
