@@ -17,7 +17,7 @@ from withstand.data.shift.cells import Listing
 from withstand.data.shift.disk import Stock, survey
 from withstand.data.shift.table import Benchmark, benchmark
 from withstand.data.shift.view import View
-from withstand.errors import bad
+from withstand.errors import BadInput, bad
 from withstand.files import slug
 from withstand.models import check_compatible
 from withstand.models.target import core
@@ -124,6 +124,9 @@ def _fits(target: Target, view: View, stock: Stock) -> None:
     if target.task != "classification":
         raise bad("models", f"{target.name}, which does {target.task}", "classifiers")
     listing = next(iter(stock.cells.values())).listing()
-    first = np.stack([listing.pixels(i, view, stock.benchmark.part) for i in range(min(2, len(listing)))])
+    try:
+        first = np.stack([listing.pixels(i, view, stock.benchmark.part) for i in range(min(2, len(listing)))])
+    except BadInput:  # a damaged file, which is told together with the others
+        first = np.zeros((1, view.size, view.size, 3), np.uint8)
     data = from_arrays(first, np.zeros(len(first), int), stock.benchmark.name, stock.benchmark.logits, "nhwc")
     check_compatible(target, data)

@@ -44,3 +44,31 @@ def tree(
         for i in range(each):
             Image.fromarray(paint(label, i, side)).save(folder / f"{i:03d}.png")
     return place
+
+
+def corrupted(place: Path, kinds: Iterable[str], labels: Iterable[int], each: int = 1) -> Path:
+    """An ImageNet-C of these kinds: place/kind/severity/wnid."""
+    labels = list(labels)
+    for kind in kinds:
+        for severity in range(1, 6):
+            tree(place / kind / str(severity), labels, each)
+    return place
+
+
+def cifar_c(place: Path, kinds: Iterable[str], labels: list[int], copies: int = 1) -> Path:
+    """A CIFAR-10-C whose first pixel says label, severity and position; the other pixels are painted by label."""
+    place.mkdir(parents=True)
+    for kind in kinds:
+        images = [
+            np.where(np.arange(32)[:, None, None] == 0, np.uint8([label, severity, i]), paint(label, side=32))
+            for severity in range(1, 6)
+            for i, label in enumerate(labels)
+        ]
+        np.save(place / f"{kind}.npy", np.array(images, np.uint8))
+    np.save(place / "labels.npy", np.tile(np.array(labels), copies))
+    return place
+
+
+def objectnet(place: Path, keep: Iterable[int] = range(313)) -> Path:
+    """Folders thing_000 to thing_312, or some of them, with one image each that is painted as its position."""
+    return tree(place, keep, 1, {i: f"thing_{i:03d}" for i in range(313)}, side=SIDE + 4)
