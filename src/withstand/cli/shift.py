@@ -97,7 +97,7 @@ def evaluate(
     from withstand.audit.shift.scores import misses
     from withstand.cli.console import progress, resumable, say, show, table
     from withstand.cli.specs import load_models, split_name
-    from withstand.data.shift import benchmark
+    from withstand.data.shift.table import benchmark
     from withstand.errors import NotMet, bad
     from withstand.files import slug
     from withstand.report.shift import markdown, notes, summary
@@ -126,3 +126,44 @@ def evaluate(
         say(f"all numbers: {folder / 'shift.json'}; page: {folder / 'index.html'}")
     if failures := [text for requirement in fail_under or [] for text in misses(found, requirement)]:
         raise NotMet("; ".join(failures))
+
+
+@app.command("make")
+def make(
+    layout: Annotated[Any, typer.Argument(metavar="LAYOUT", help="cifar10-c, cifar100-c or imagenet-c.", parser=str)],
+    source: Annotated[
+        str,
+        typer.Option(
+            "--from", help="cifar10, an .npz or a folder of small images; for imagenet-c the folder of imagenet-val."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the set.")],
+    root: o.Root = None,
+    split: o.JudgedSplit = "test",
+    kinds: Annotated[
+        list[str] | None, typer.Option(help="Corruptions, e.g. fog,snow; repeatable; default the 15 common ones.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="The first so many images.")] = None,
+    seed: o.Seed = 0,
+    frost: Annotated[
+        Path | None, typer.Option(help="Folder of frost photographs; without it frost is procedural (frost*).")
+    ] = None,
+) -> None:
+    """Make a corrupted test set from clean images, in the layout of CIFAR-10-C or ImageNet-C.
+
+    For example: withstand shift make cifar10-c --from cifar10 --out data/CIFAR-10-C
+
+    The same command continues where an earlier one was stopped.
+    """
+    from withstand.cli.console import progress, resumable, say
+    from withstand.corruptions import corruption_names, make_corrupted
+    from withstand.data import load_data
+
+    chosen = [kind for text in kinds or [",".join(corruption_names("common"))] for kind in text.split(",")]
+    data: Any = source if layout == "imagenet-c" else load_data(source, root, split, limit)
+    with resumable("The same command continues."), progress() as report:
+        place = make_corrupted(
+            layout, data, out, kinds=chosen, limit=limit, seed=seed, frost_textures=frost,
+            report=lambda kind, done, total: report(layout, kind, done, total),
+        )  # fmt: skip
+    say(f"{place}: {len(chosen)} corruptions at 5 severities")

@@ -20,8 +20,8 @@ from withstand.audit.shift.work import masked_argmax
 from withstand.corruptions.scores import ALEXNET
 from withstand.corruptions.tables import COMMON, EXTRA
 from withstand.data.folders import wnids
-from withstand.data.shift import benchmark
 from withstand.data.shift.classes import IMAGENET_A, IMAGENET_R, OBJECTNET
+from withstand.data.shift.table import benchmark
 from withstand.errors import BadInput, WithstandError
 from withstand.metrics import wilson
 from withstand.models import as_target

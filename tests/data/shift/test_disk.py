@@ -8,9 +8,9 @@ import pytest
 
 from tests.data.shift.trees import cifar_c, corrupted, objectnet, tree
 from withstand.data.folders import wnids
-from withstand.data.shift import benchmark, survey
 from withstand.data.shift.classes import IMAGENET_A, OBJECTNET
-from withstand.data.shift.disk import class_order
+from withstand.data.shift.disk import class_order, survey
+from withstand.data.shift.table import benchmark
 from withstand.errors import BadInput
 
 KINDS = ("fog", "snow")

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -39,7 +39,7 @@ class Listing:
     endings, so that the versions of one image share theirs.
 
     pixels: a position and a view -> uint8 [H, W, 3]. damaged: the files that cannot be what they should be, looked at one
-    by one.
+    by one. counts: images of each class folder. names: of the files, below the cell's folder.
     """
 
     labels: np.ndarray
@@ -48,6 +48,7 @@ class Listing:
     pixels: Callable[[int, View, Part], np.ndarray] = field(repr=False)
     damaged: Callable[[], list[str]] = field(repr=False, default=list)
     counts: Mapping[str, int] = field(default_factory=dict, repr=False)
+    names: Sequence[str] = field(default=(), repr=False)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -97,9 +98,8 @@ class FolderCell:
         if empty:
             raise BadInput(f"{self.place}: empty files: {some(empty)}. Copy them again.")
         files = Files(self.place, names)
-        return Listing(
-            np.array(labels, np.int64), digest.hexdigest(), identities.hexdigest(), files.pixels, files.damaged, counts
-        )
+        y = np.array(labels, np.int64)
+        return Listing(y, digest.hexdigest(), identities.hexdigest(), files.pixels, files.damaged, counts, names)
 
 
 @dataclass(frozen=True)
