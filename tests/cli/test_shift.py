@@ -94,3 +94,12 @@ def test_a_set_is_made_and_scored(here, withstand):
 def test_the_benchmarks_are_listed(here, withstand):
     assert "imagenet-sketch" in withstand("list", "benchmarks").out
     assert "evaluate" in withstand("shift", "--help").out
+
+
+def test_a_robustbench_record_is_printed(here, withstand):
+    asked = ["shift", "robustbench", "net.py:centres", "--data", "digits", "--limit", 6, "--out", "rb"]
+    done = withstand(*asked, "--about", "venue=here")
+    assert done.code == 0
+    record = json.loads(done.out)
+    assert (record["n_examples"], record["venue"]) == (6, "here")
+    assert withstand(*asked, "--about", "here").code == 2

@@ -167,3 +167,53 @@ def make(
             report=lambda kind, done, total: report(layout, kind, done, total),
         )  # fmt: skip
     say(f"{place}: {len(chosen)} corruptions at 5 severities")
+
+
+@app.command("robustbench")
+def robustbench(
+    model: o.TrainedModel,
+    data: o.Data,
+    out: Annotated[Path, typer.Option(help="Folder for robustbench.json and the outcome of every image.")],
+    threat: Annotated[str, typer.Option(help="linf(8/255), l2(0.5), ...")] = "linf(8/255)",
+    limit: Annotated[int | None, typer.Option(min=1, help="The first so many images.")] = None,
+    about: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FIELD=TEXT", help="name, authors, link, venue, architecture, additional_data, ...; repeatable."
+        ),
+    ] = None,
+    weights: o.Weights = None,
+    mean: o.Mean = None,
+    std: o.Std = None,
+    root: o.Root = None,
+    split: o.JudgedSplit = "test",
+    size: o.Size = None,
+    seed: o.Seed = 0,
+    device: o.Device = None,
+    block: o.Block = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start over instead of continuing.")] = False,
+    allow_pickle: o.AllowPickle = False,
+) -> None:
+    """Clean accuracy and accuracy under AutoAttack (standard), as a record in RobustBench's field names.
+
+    For example: withstand shift robustbench artefact:runs/robust --data cifar10 --out runs/rb
+
+    The same command continues where an earlier one was stopped.
+    """
+    from withstand.audit.robustbench import robustbench_eval
+    from withstand.cli.console import progress, resumable, show
+    from withstand.cli.specs import load_one, split_name
+    from withstand.data import load_data
+    from withstand.errors import bad
+
+    said = dict(map(split_name, about or []))
+    if None in said:
+        raise bad("--about", repr(said[None]), "FIELD=TEXT, e.g. venue='NeurIPS 2021'")
+    target = load_one(model, weights, mean, std, device, allow_pickle)
+    examples = load_data(data, root, split, limit, size=size)
+    with resumable("The same command continues."), progress() as report:
+        record = robustbench_eval(
+            {target.name: target}, examples, threat, out=out, about={k: v for k, v in said.items() if k}, seed=seed,
+            device=device, block=block, fresh=fresh, report=report,
+        )  # fmt: skip
+    show(record)
