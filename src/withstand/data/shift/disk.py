@@ -74,11 +74,13 @@ def survey(
     cells, missing = _cells(benchmark, place, kinds, extra)
     sizes: dict[str, int] = {}
     identities: dict[str, str] = {}
+    lacking: dict[str, list[str]] = {}
     for key, cell in cells.items():
         listing = cell.listing()
-        said = f"{key}: " if key else ""
-        missing += [said + text for text in _lacking(benchmark, cell, listing.counts, len(listing))]
+        for text in _lacking(benchmark, cell, listing.counts, len(listing)):
+            lacking.setdefault(text, []).append(key)
         sizes[key], identities[key] = len(listing), listing.identities
+    missing += [f"{_cut(keys)}: {text}" if any(keys) else text for text, keys in lacking.items()]
     if not sum(sizes.values()):
         raise bad(str(place), "no images", f"those of {benchmark.name}")
     if missing and not partial:
@@ -92,6 +94,11 @@ def survey(
     made = json.loads(manifest.read_text(encoding="utf-8")) if manifest.is_file() else None
     sizes = {key: sizes[key] for key in filled}
     return Stock(benchmark, place, filled, sizes, {k: identities[k] for k in filled}, tuple(missing), made)
+
+
+def _cut(keys: Sequence[str]) -> str:
+    """Cells in words."""
+    return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
 
 
 def class_order(benchmark: Benchmark, place: Path) -> dict[str, int]:
