@@ -1,1 +1,20 @@
 """Edits of one attribute of the object in an image: its size, place, direction, or what lies behind it."""
+
+from withstand.editing.contract import EditResult, Painter
+from withstand.editing.editor import ObjectEditor
+from withstand.editing.inpaint import remove_object
+from withstand.editing.masks import GrabCut, as_mask
+from withstand.editing.procedural import texture
+from withstand.editing.spectrum import Spectral, complexity
+
+__all__ = [
+    "EditResult",
+    "GrabCut",
+    "ObjectEditor",
+    "Painter",
+    "Spectral",
+    "as_mask",
+    "complexity",
+    "remove_object",
+    "texture",
+]
