@@ -1,5 +1,6 @@
 """Edits of one attribute of the object in an image: its size, place, direction, or what lies behind it."""
 
+from withstand.editing.adversarial import Adversarial
 from withstand.editing.contract import EditResult, Painter
 from withstand.editing.editor import ObjectEditor
 from withstand.editing.inpaint import remove_object
@@ -8,6 +9,7 @@ from withstand.editing.procedural import texture
 from withstand.editing.spectrum import Spectral, complexity
 
 __all__ = [
+    "Adversarial",
     "EditResult",
     "GrabCut",
     "ObjectEditor",

@@ -97,7 +97,6 @@ class ObjectEditor:
         """
         return self.edits(image, mask, [(kind, params)], key, label, others)
 
-    @torch.no_grad()
     def edits(
         self,
         image: Tensor,
@@ -113,6 +112,7 @@ class ObjectEditor:
         """
         chain = check_steps(steps)
         check_image(image)
+        image = image.detach()
         found, problem = self._mask(image, mask)
         if problem:
             return _skipped(image, found, problem)

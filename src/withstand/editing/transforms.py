@@ -12,7 +12,7 @@ from withstand.errors import bad
 Variant = Literal["exact", "published"]
 TOLERANCE = 0.05  # of the rate, relative
 _PUBLISHED_TOLERANCE = 0.015  # of the rate, absolute
-_CLOSE = 0.01  # relative: the search for a scale ends here, and nothing is resampled for less
+_CLOSE = 0.01  # relative: nothing is resampled for less
 
 
 class CannotMeet(Exception):
@@ -40,13 +40,14 @@ class Placement:
 
     @property
     def resampled(self) -> bool:
-        return self.scale != 1 or self.degrees % 360 != 0
+        """Whether pixels are mixed; shifts and quarter turns copy them."""
+        return self.scale != 1 or self.degrees % 90 != 0
 
     @property
     def moved(self) -> bool:
         """Whether anything differs from the source."""
-        top, left, bottom, right = box(self.mask)
-        return self.resampled or (self.row, self.column) != ((top + bottom) / 2, (left + right) / 2)
+        here = Placement.as_it_is(self.mask)
+        return self.resampled or self.degrees % 360 != 0 or (self.row, self.column) != (here.row, here.column)
 
     def silhouette(self) -> "Patch":
         """The object's shape where it is to stand, without its colours."""
@@ -60,9 +61,10 @@ class Placement:
         y0, x0, y1, x1 = box(self.mask)
         inside = self.mask[y0:y1, x0:x1]
         if not self.resampled:
-            y, x = round(self.row - (y1 - y0) / 2), round(self.column - (x1 - x0) / 2)
-            pixels = None if image is None else image[y0:y1, x0:x1]
-            return Patch(inside, y, x, pixels)
+            shape = np.rot90(inside, round(self.degrees / 90))
+            pixels = None if image is None else np.rot90(image[y0:y1, x0:x1], round(self.degrees / 90))
+            h, w = shape.shape
+            return Patch(shape, round(self.row - h / 2), round(self.column - w / 2), pixels)
         # Colours are weighted with the mask before they are mixed, so that no background colours the object's edge.
         edge = 2 + math.ceil(2 / self.scale)
         weight = np.pad(inside, edge).astype(np.float32)
@@ -77,13 +79,12 @@ class Placement:
         matrix, y, x, size = self._canvas(h, w)
         layers = cv2.warpAffine(layers, matrix, size, flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
         layers = layers.reshape(size[1], size[0], -1)
-        shape = layers[..., 0] > 0.5
-        if not shape.any():
-            raise CannotMeet("the object would become smaller than a pixel")
+        shape = _heaviest(layers[..., 0], round(int(inside.sum()) * self.scale**2))
         top, left, bottom, right = box(shape)
         pixels = None
         if image is not None:
-            pixels = layers[top:bottom, left:right, 1:] / np.maximum(layers[top:bottom, left:right, :1], 0.5)
+            layers = layers[top:bottom, left:right]
+            pixels = np.clip(layers[..., 1:] / np.maximum(layers[..., :1], 1e-6), 0, 1)
         return Patch(shape[top:bottom, left:right], y + top, x + left, pixels)
 
     def _canvas(self, h: int, w: int) -> tuple[np.ndarray, int, int, tuple[int, int]]:
@@ -140,6 +141,18 @@ class Patch:
         return made
 
 
+def _heaviest(weight: np.ndarray, count: int) -> np.ndarray:
+    """The `count` largest values of [h, w] as bool [h, w]; of equal ones the first. An outline at a fixed weight would
+    take corners and thin parts away from small objects, so that they shrank by being turned."""
+    if count < 1:
+        raise CannotMeet("the object would become smaller than a pixel")
+    flat = weight.ravel()
+    least = np.partition(flat, -count)[-count]
+    chosen = flat > least
+    chosen[np.flatnonzero(flat == least)[: count - int(chosen.sum())]] = True
+    return chosen.reshape(weight.shape)
+
+
 def box(mask: np.ndarray) -> tuple[int, int, int, int]:
     """Top, left, bottom, right (the latter two just outside) of what is True in bool [H, W]."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
@@ -164,19 +177,12 @@ def resize(at: Placement, rate: float | Literal["full"], variant: Variant) -> Pl
     if abs(now / rate - 1) <= _CLOSE:
         return at
     problem = f"at a rate of {rate:g} it would not fit into the picture"
-    best, error, scale = at, math.inf, at.scale
-    for _ in range(12):
-        scale *= math.sqrt(rate / now)
-        made = replace(at, scale=scale)
-        _not_huge(made, 1.1, problem)
-        now = made.silhouette().shape.sum() / at.mask.size
-        if abs(now / rate - 1) < error:
-            best, error = made, abs(now / rate - 1)
-        if error <= _CLOSE:
-            break
-    if error > TOLERANCE:
-        raise CannotMeet(f"a rate of {rate:g} is met no nearer than {error:.1%} at this size of picture")
-    return _kept(_anchored(at, best), problem)
+    made = replace(at, scale=at.scale * math.sqrt(rate / now))
+    _not_huge(made, 1.1, problem)
+    pixels = rate * at.mask.size
+    if abs(round(pixels) / pixels - 1) > TOLERANCE:
+        raise CannotMeet(f"a rate of {rate:g} would be {pixels:.1f} pixels of this picture")
+    return _kept(_anchored(at, made), problem)
 
 
 def turn(at: Placement, degrees: float, variant: Variant) -> Placement:
