@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import nn
 
+from withstand.editing import ObjectEditor, complexity
 from withstand.editing.diffusion import DiffusersPainter, Schedule, complexity_of
+from withstand.editing.imagenet_e import against, edit_as
 from withstand.errors import BadInput, MissingExtra
 
 BETAS = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
@@ -242,6 +244,38 @@ def test_complexity_rises_with_its_weight(scene):
     assert all(np.diff(np.mean(found, 0)) > 0)
 
 
+def test_what_gradients_go_through_is_the_measure_of_complexity(scene):
+    for x in (*scene[:2], torch.full((3, 9, 14), 0.4), torch.rand(3, 9, 14, generator=seeded())):
+        assert float(complexity_of(x)) == pytest.approx(complexity(x), rel=1e-5)
+
+
+def test_without_complexity_a_background_edit_is_the_control(scene):
+    """lambda = 0 is the pass through the pipeline, for the same seed and image."""
+    _, shown, mask = scene
+    control, plain = (
+        edit_as("inver", ObjectEditor(painter=painter()), shown, mask, key=4),
+        ObjectEditor(painter=painter()).edit(shown, mask, "background", key=4, complexity=0.0),
+    )
+    assert torch.equal(control.image, plain.image)
+    assert not torch.equal(control.image, edit_as("20", ObjectEditor(painter=painter()), shown, mask, key=4).image)
+
+
+def test_the_adversarial_edit_leads_the_painter_itself(scene):
+    _, shown, mask = scene
+    torch.manual_seed(0)
+    guide = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIDE * SIDE, 4))
+    plain = ObjectEditor(painter=painter())
+    led = edit_as("20-adv", against(plain, guide), shown, mask, key=4, label=2)
+    expected = ObjectEditor(painter=painter(guide=guide)).edit(shown, mask, "background", key=4, label=2)
+    assert torch.equal(led.image, expected.image)
+    log_p = [
+        float(guide(r.image[None]).log_softmax(1)[0, 2].detach())
+        for r in (edit_as("20", plain, shown, mask, key=4), led)
+    ]
+    assert log_p[1] < log_p[0]
+    assert plain.painter.guide is None
+
+
 def test_the_model_is_left_as_it_was(scene):
     class Trained(Gaussian):
         def __init__(self):
@@ -281,6 +315,14 @@ def test_a_folder_of_a_pipeline_paints(folder):
     assert torch.equal(painted, DiffusersPainter(str(folder), steps=10, start=4).paint(x, x, mask, 20.0, seeded(1)))
     assert not torch.equal(painted, made.paint(x, x, mask, -20.0, seeded(1)))
     assert all(p.grad is None for p in made.model.parameters())
+    assert (
+        repr(made)
+        == repr(DiffusersPainter(folder, steps=10, start=4))
+        != repr(DiffusersPainter(folder, steps=10, start=5))
+    )
+    with torch.no_grad():
+        next(made.model.parameters()).add_(1)
+    assert repr(made) != repr(DiffusersPainter(folder, steps=10, start=4))
 
 
 def test_another_resolution_is_refused_unless_resizing_is_asked_for(folder):

@@ -2,13 +2,17 @@
 
 from withstand.editing.adversarial import Adversarial
 from withstand.editing.contract import EditResult, Painter
+from withstand.editing.diffusion import DiffusersPainter
+from withstand.editing.dropped import dropped_accuracy
 from withstand.editing.editor import ObjectEditor
+from withstand.editing.imagenet_e import build_imagenet_e
 from withstand.editing.inpaint import remove_object
 from withstand.editing.masks import GrabCut, as_mask
 from withstand.editing.procedural import texture
 from withstand.editing.spectrum import Spectral, complexity
 
 __all__ = [
+    "DiffusersPainter",
     "Adversarial",
     "EditResult",
     "GrabCut",
@@ -16,7 +20,9 @@ __all__ = [
     "Painter",
     "Spectral",
     "as_mask",
+    "build_imagenet_e",
     "complexity",
+    "dropped_accuracy",
     "remove_object",
     "texture",
 ]

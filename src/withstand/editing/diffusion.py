@@ -1,12 +1,14 @@
 """Backgrounds by a diffusion model in pixel space, led towards more or less complexity: the edit of ImageNet-E."""
 
+import copy
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 
 from withstand.errors import bad, missing_extra
 
@@ -82,7 +84,8 @@ class DiffusersPainter:
     output channels predicts its variance between the posterior's and beta (improved DDPM); others take the posterior's.
     scheduler: has `alphas_cumprod` and `config.prediction_type`. steps: of the respaced diffusion. start: how many of them
     are run; more change the background more, 0 returns the object on the scene. The paper's data were made with a number
-    that no source confirms; its code offers 10 and 75. guide: a classifier of images in [0, 1] (not clipped to it).
+    that no source confirms; its code offers 10 and 75. guide: a classifier, module or target, of images in [0, 1]; what it
+    is shown may lie outside.
     resize: paint at the model's resolution and scale the background back; without it another resolution is refused.
     device: None leaves a model where it is.
 
@@ -101,7 +104,7 @@ class DiffusersPainter:
         steps: int = 100,
         start: int = 75,
         range_weight: float = 50.0,
-        guide: nn.Module | None = None,
+        guide: Any = None,
         classifier_scale: float = 10.0,
         resize: bool = False,
         device: str | None = None,
@@ -123,7 +126,21 @@ class DiffusersPainter:
         if _setting(self.model, "in_channels", 3) != 3 or _setting(self.model, "out_channels", 3) not in (3, 6):
             raise bad("pipeline", "a model of other channels", "3 channels in, and 3 or 6 out")
         self.start, self.range_weight, self.resize = start, range_weight, resize
-        self.guide, self.classifier_scale = guide.eval() if guide is not None else None, classifier_scale
+        self.guide, self.classifier_scale = guide, classifier_scale
+
+    def led_by(self, guide: Any) -> "DiffusersPainter":
+        """The same painter with this guide."""
+        made = copy.copy(self)
+        made.guide = guide
+        return made
+
+    def __repr__(self) -> str:
+        """Equal for painters that paint alike: folders of edited images are continued by it."""
+        digest = hashlib.sha256()
+        for name, value in self.model.state_dict().items():
+            digest.update(name.encode() + value.detach().cpu().float().numpy().tobytes())
+        said = f"steps={len(self.schedule)}, start={self.start}, range_weight={self.range_weight}, resize={self.resize}"
+        return f"DiffusersPainter({digest.hexdigest()[:12]}, {said})"
 
     def paint(
         self,
@@ -251,7 +268,7 @@ def _setting(thing: Any, name: str, default: Any) -> Any:
 
 
 def complexity_of(x: Tensor) -> Tensor:
-    """The mean over channels and frequencies of |FFT2(x)|, x [C, H, W] in [0, 1]."""
+    """`withstand.editing.spectrum.complexity` of x [C, H, W], as a tensor that gradients go through."""
     return torch.fft.fft2(x).abs().mean()
 
 

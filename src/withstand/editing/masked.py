@@ -57,7 +57,9 @@ class Masked:
         """The examples, with extra["object"]."""
         made = self.data.batch(positions)
         shares = self.masks.batch([int(self._places[int(p)]) for p in positions]).x
-        return Batch(made.x, made.y, made.ids, made.mask, {**made.extra, "object": (shares.mean(1) > 0.5).to(made.x.device)})
+        return Batch(
+            made.x, made.y, made.ids, made.mask, {**made.extra, "object": (shares.mean(1) > 0.5).to(made.x.device)}
+        )
 
     def fingerprint(self) -> str:
         text = f"{self.data.fingerprint()} {self.masks.fingerprint()}"
@@ -68,12 +70,12 @@ class Masked:
         """Where the mask of each example lies among the masks."""
         images, masks = files(self.data), files(self.masks)
         if images is None or masks is None:
-            ids = _ids(self.data)
-            known = {id_: at for at, id_ in enumerate(_ids(self.masks).tolist())}
-            if lacking := [id_ for id_ in ids.tolist() if id_ not in known]:
-                raise bad("masks", f"{len(known)} masks, none for the image {lacking[0]}", "one mask for each image")
-            return np.array([known[id_] for id_ in ids.tolist()], np.int64)
-        known = {}
+            ids = ids_of(self.data)
+            at_id = {id_: at for at, id_ in enumerate(ids_of(self.masks).tolist())}
+            if lacking := [id_ for id_ in ids.tolist() if id_ not in at_id]:
+                raise bad("masks", f"{len(at_id)} masks, none for the image {lacking[0]}", "one mask for each image")
+            return np.array([at_id[id_] for id_ in ids.tolist()], np.int64)
+        known: dict[Any, int] = {}
         for at, path in enumerate(masks):
             if known.setdefault(path.stem, at) != at:
                 known = {(p.parent.name, p.stem): i for i, p in enumerate(masks)}
@@ -92,10 +94,10 @@ class Masked:
 def files(data: Dataset) -> list[Path] | None:
     """The file of each example, where the examples are files."""
     photos = getattr(getattr(data, "source", None), "photos", None)
-    return None if photos is None else [Path(photos[int(at)].file) for at in _ids(data)]
+    return None if photos is None else [Path(photos[int(at)].file) for at in ids_of(data)]
 
 
-def _ids(data: Any) -> np.ndarray:
+def ids_of(data: Any) -> np.ndarray:
     """Of every example: its position in the whole set."""
     positions = getattr(data, "positions", None)
     if positions is not None:
