@@ -117,7 +117,7 @@ def severity(folder: Path, n: int, names: tuple[str, ...]) -> dict[str, Any]:
         name: ws.load_model(f"zoo:{NETWORKS[name]}", weights=data_root() / "weights" / f"{name}.pth") for name in names
     }
     began = time.process_time()
-    found = ws.shift(models, "cifar10-c", root=folder, out=folder / "run", partial=True)
+    found = ws.shift(models, "cifar10-c", root=folder, out=folder / "scored", partial=True)
     scored = time.process_time() - began
     cells = {(c["model"], c["corruption"], c["severity"]): c["value"] for c in found["cells"]}
     kinds = list(dict.fromkeys(c["corruption"] for c in found["cells"]))

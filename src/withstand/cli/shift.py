@@ -42,7 +42,7 @@ def evaluate(
         list[str],
         typer.Argument(
             metavar="BENCHMARK...",
-            help="imagenet, imagenet-v2, -a, -r, -sketch, stylized, objectnet, imagenet-c, cifar10-c, cifar100-c.",
+            help="imagenet, imagenet-v2, -a, -r, -c, -e, -sketch, stylized, objectnet, cifar10-c, cifar100-c.",
         ),
     ],
     root: Annotated[Path, typer.Option(help="The folder that holds them, or the folder of a single one.")],

@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +13,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-import withstand
 from withstand.corruptions.apply import corrupt
 from withstand.corruptions.frost import Textures
 from withstand.corruptions.tables import COMMON, corruption_names
@@ -68,7 +68,7 @@ def make_corrupted(
         raise bad("limit", limit, "a whole number >= 1")
     images = _Photographs(source, limit) if layout == "imagenet-c" else _Thumbnails(source, layout, limit)
     manifest = {
-        "withstand": withstand.__version__,
+        "withstand": metadata.version("withstand"),
         "layout": layout,
         "source": images.source,
         "images": len(images),

@@ -15,6 +15,7 @@ METRICS = {
     "relative_mce": " relative mCE ↓",
     "mean_error": " error ↓",
     "extra_accuracy": " extra 4",
+    "dropped_accuracy": " dropped ↓",
 }
 """What follows the benchmark's name in the head of a column."""
 
@@ -45,10 +46,9 @@ def summary(found: Mapping[str, Any]) -> list[dict[str, str]]:
 def notes(found: Mapping[str, Any]) -> list[str]:
     """What to know about each benchmark and model of the table."""
     lines = [f"{name}: {note}." for name, facts in found["benchmarks"].items() for note in facts["notes"]]
-    for name, facts in found["benchmarks"].items():
-        if facts["cells"] > 1 and not any(
-            r["benchmark"] == name and r["metric"] == "mean_accuracy" for r in found["results"]
-        ):
+    for name in found["benchmarks"]:
+        corrupted = any(cell["benchmark"] == name for cell in found["cells"])
+        if corrupted and not any(r["benchmark"] == name and r["metric"] == "mean_accuracy" for r in found["results"]):
             lines.append(f"{name}: no mean and no mCE, since some of the 75 cells are missing; see the cells.")
     for name, facts in found["models"].items():
         view = facts["view"]
@@ -72,6 +72,9 @@ def markdown(found: Mapping[str, Any]) -> str:
     for model, name, cells in _by_set(found):
         parts.append(f"## {name}, {model}: accuracy by severity, %")
         parts.append(_table(*_cells(cells)))
+    for model, name, edits in _by_set(found, "edits"):
+        parts.append(f"## {name}, {model}: accuracy dropped by each edit, points")
+        parts.append(_table(*_edits(edits)))
     return "\n\n".join(parts) + "\n"
 
 
@@ -91,6 +94,12 @@ def page(found: Mapping[str, Any]) -> str:
         body.append(
             f'<figure><div class="wide">{drawn.wide}</div><div class="narrow">{drawn.narrow}</div></figure></section>'
         )
+    for model, name, edits in _by_set(found, "edits"):
+        head, rows_ = _edits(edits)
+        body.append(f"<section><h2>{escape(f'{name}: accuracy dropped by each edit, {model}, points')}</h2>")
+        body.append(f'<div class="across"><table><thead>{html_row("th", head)}</thead><tbody>')
+        body += [html_row("td", row) for row in rows_]
+        body.append("</tbody></table></div></section>")
     return document("Shift benchmarks", "\n".join(body))
 
 
@@ -102,10 +111,18 @@ def _with_interval(result: Mapping[str, Any]) -> str:
     return text if low is None or high is None else f"{text} ({scale * low:.1f}–{scale * high:.1f})"
 
 
-def _by_set(found: Mapping[str, Any]) -> list[tuple[str, str, list[dict[str, Any]]]]:
-    """(model, benchmark, cells)."""
-    keys = dict.fromkeys((cell["model"], cell["benchmark"]) for cell in found["cells"])
-    return [(m, b, [c for c in found["cells"] if (c["model"], c["benchmark"]) == (m, b)]) for m, b in keys]
+def _by_set(found: Mapping[str, Any], what: str = "cells") -> list[tuple[str, str, list[dict[str, Any]]]]:
+    """(model, benchmark, cells or edits)."""
+    keys = dict.fromkeys((cell["model"], cell["benchmark"]) for cell in found[what])
+    return [(m, b, [c for c in found[what] if (c["model"], c["benchmark"]) == (m, b)]) for m, b in keys]
+
+
+def _edits(edits: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    rows = []
+    for edit in edits:
+        cost = {"value": edit["dropped"], "low": edit["low"], "high": edit["high"]}
+        rows.append([edit["edit"], _with_interval(cost), f"{100 * edit['accuracy']:.1f}", str(edit["n"])])
+    return ["edit", "dropped", "accuracy", "images"], rows
 
 
 def _heat(cells: list[dict[str, Any]]) -> dict[str, Any]:

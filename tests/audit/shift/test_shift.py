@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 import withstand as ws
-from tests.data.shift.trees import Reader, cifar_c, corrupted, objectnet, tree
+from tests.data.shift.trees import Reader, cifar_c, corrupted, edits, objectnet, paint, tree
 from withstand.audit.shift.plan import view_of
 from withstand.audit.shift.scores import misses
 from withstand.audit.shift.work import masked_argmax
@@ -22,6 +23,8 @@ from withstand.corruptions.tables import COMMON, EXTRA
 from withstand.data.folders import wnids
 from withstand.data.shift.classes import IMAGENET_A, IMAGENET_R, OBJECTNET
 from withstand.data.shift.table import benchmark
+from withstand.editing.dropped import dropped_accuracy
+from withstand.editing.imagenet_e import EDITS
 from withstand.errors import BadInput, WithstandError
 from withstand.metrics import wilson
 from withstand.models import as_target
@@ -209,6 +212,26 @@ def predictions(folder: Path) -> dict[str, list]:
         str(p.relative_to(folder)): [read_rows(p)[0].id.tolist(), read_rows(p)[0].prediction.tolist()]
         for p in sorted((folder / "rows").glob("*/*"))
     }
+
+
+def test_imagenet_e_reports_dropped_accuracy_as_the_toolkit_does(tmp_path):
+    names = dict(zip("abcdef", (1, 5, 700, 3, 800, 9)))
+    place = edits(tmp_path / "imagenet-e", ("ori", *EDITS), names)
+    for edit, gone in (("20", "abc"), ("rp", "a"), ("inver", "d")):
+        for name in gone:  # painted as a class above 500, which Half gets wrong
+            Image.fromarray(paint(900)).save(place / edit / f"{name}.png")
+    (place / "0.05" / "f.png").unlink()
+    asked = replace(benchmark("imagenet-e"), images=6)
+    found = ws.shift(target(Half()), asked, root=tmp_path, out=tmp_path / "o", partial=True, **ASKED)
+    theirs = dropped_accuracy(target(Half()), place)
+    mine = results(found, "imagenet-e")
+    assert mine["top1"]["value"] == theirs.right / theirs.n == 4 / 6
+    assert mine["dropped_accuracy"]["value"] == pytest.approx(theirs.average)
+    assert [(e["edit"], e["n"], e["dropped"], e["low"], e["high"]) for e in found["edits"]] == [
+        (e.edit, e.n, e.dropped, e.low, e.high) for e in theirs.edits
+    ]
+    assert "| rp | 16.7" in (tmp_path / "o" / "shift.md").read_text()
+    assert "dropped by each edit" in (tmp_path / "o" / "index.html").read_text()
 
 
 # Continuing ----------------------------------------------------------------------------------------------------------

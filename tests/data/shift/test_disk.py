@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tests.data.shift.trees import cifar_c, corrupted, objectnet, tree
+from tests.data.shift.trees import cifar_c, corrupted, edits, objectnet, tree
 from withstand.data.folders import wnids
 from withstand.data.shift.classes import IMAGENET_A, OBJECTNET
 from withstand.data.shift.disk import class_order, survey
@@ -119,6 +119,12 @@ def test_missing_corruptions_severities_and_images_are_listed(tmp_path):
     assert not stock.aligned
 
 
+def test_what_all_cells_lack_is_said_once(tmp_path):
+    corrupted(tmp_path / "imagenet-c", KINDS, (0, 5))
+    stock = survey(C, tmp_path, KINDS, partial=True)
+    assert stock.missing == ("fog/1, fog/2, fog/3 and 7 more: 1 of 3 classes have no images: n15075141",)
+
+
 @pytest.mark.parametrize(
     ("made", "said"),
     [
@@ -216,3 +222,37 @@ def test_names_and_aliases():
     assert benchmark("ImageNet_V2").name == benchmark("v2").name == "imagenet-v2"
     with pytest.raises(BadInput, match="Did you mean imagenet-sketch"):
         benchmark("imagenet-sketches")
+
+
+# ImageNet-E ----------------------------------------------------------------------------------------------------------
+
+E = replace(benchmark("imagenet-e"), images=2)
+PARTS = ("ori", "inver", "20")
+
+
+def test_edits_are_flat_folders_labelled_by_a_table(tmp_path):
+    edits(tmp_path / "imagenet-e", PARTS, {"a": 5, "b": 999})
+    stock = survey(E, tmp_path, PARTS)
+    assert list(stock.cells) == list(PARTS)
+    assert labels(stock, "20") == [5, 999]
+    assert stock.missing == ()
+    assert stock.aligned
+
+
+@pytest.mark.parametrize(
+    ("break_it", "said"),
+    [
+        (lambda p: (p / "labels.txt").unlink(), "another layout"),
+        (lambda p: (p / "labels.txt").write_text("a.png\t1000\n"), "line 1"),
+        (lambda p: (p / "labels.txt").write_text("a.png 5\n"), "line 1"),
+        (lambda p: (p / "labels.txt").write_text("a.png\t5\n"), "files without a label: b.png"),
+        (lambda p: (p / "blurred").mkdir(), "the folder 'blurred'"),
+        (lambda p: (p / "20").rename(p.parent / "aside"), "20: no folder"),
+        (lambda p: (p / "20" / "b.png").unlink(), "20: 1 images instead of 2"),
+        (lambda p: (p / "20" / "b.png").write_bytes(b""), "empty files, or no images: b.png"),
+    ],
+)
+def test_edits_that_are_not_what_they_should_be_are_refused(tmp_path, break_it, said):
+    break_it(edits(tmp_path / "imagenet-e", PARTS, {"a": 5, "b": 999}))
+    with pytest.raises(BadInput, match=said):
+        survey(E, tmp_path, PARTS)

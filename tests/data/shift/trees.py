@@ -72,3 +72,13 @@ def cifar_c(place: Path, kinds: Iterable[str], labels: list[int], copies: int = 
 def objectnet(place: Path, keep: Iterable[int] = range(313)) -> Path:
     """Folders thing_000 to thing_312, or some of them, with one image each that is painted as its position."""
     return tree(place, keep, 1, {i: f"thing_{i:03d}" for i in range(313)}, side=SIDE + 4)
+
+
+def edits(place: Path, parts: Iterable[str], labels: dict[str, int]) -> Path:
+    """An ImageNet-E: flat folders, and labels.txt."""
+    for part in parts:
+        (place / part).mkdir(parents=True)
+        for name, label in labels.items():
+            Image.fromarray(paint(label)).save(place / part / f"{name}.png")
+    (place / "labels.txt").write_text("".join(f"{name}.png\t{label}\n" for name, label in labels.items()))
+    return place

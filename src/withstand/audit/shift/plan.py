@@ -17,6 +17,7 @@ from withstand.data.shift.cells import Listing
 from withstand.data.shift.disk import Stock, survey
 from withstand.data.shift.table import Benchmark, benchmark
 from withstand.data.shift.view import View
+from withstand.editing.imagenet_e import EDITS, ORI
 from withstand.errors import BadInput, bad
 from withstand.files import slug
 from withstand.models import check_compatible
@@ -107,7 +108,10 @@ def make_plan(
     names = [item.name for item in chosen]
     if not names or len(set(names)) < len(names):
         raise bad("benchmarks", ", ".join(names) or "none", "at least one, each once")
-    stocks = {b.name: survey(b, root, COMMON, EXTRA, partial, alone=len(chosen) == 1) for b in chosen}
+    stocks = {}
+    for b in chosen:
+        kinds, extra = ((ORI, *EDITS), ()) if b.layout == "edits" else (COMMON, EXTRA)
+        stocks[b.name] = survey(b, root, kinds, extra, partial, alone=len(chosen) == 1)
     device = usable_device(device)
     targets = placed(models, device)
     if len({slug(name) for name in targets}) < len(targets):

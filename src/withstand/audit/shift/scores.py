@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 import withstand
+from withstand.audit.shift.edits import edited
 from withstand.audit.shift.published import published
 from withstand.audit.store import Store
 from withstand.corruptions.scores import mce, relative_mce
@@ -19,7 +20,8 @@ DEFINITION = (
     "Top-1 accuracy; on ImageNet-A and -R among the logits of their 200 classes, on ObjectNet over all 1,000, mapped to its "
     "folders. mCE: 100 times the mean over 15 corruptions of the summed error over AlexNet's; relative mCE: with both clean "
     "errors taken off first. Intervals: 95 %, Wilson's for one set, bootstrap over images (each with all its versions) for "
-    "means over corruptions."
+    "means over corruptions. Dropped accuracy: of the sources less that of their edits, on the same images, averaged over "
+    "the edits but the control."
 )
 
 
@@ -33,19 +35,26 @@ def scored(
     """Everything that `shift.json` says."""
     results: list[dict[str, Any]] = []
     cells: list[dict[str, Any]] = []
+    edits: list[dict[str, Any]] = []
     seconds = 0.0
     for model in models:
         clean = None
         # the validation part first: relative mCE needs its error
         for name, stock in sorted(stocks.items(), key=lambda item: item[0] != "imagenet"):
-            rights = {}
+            rights, positions = {}, {}
             for key in stock.cells:
                 table, cost = store.read(model, f"{name}/{key}" if key else name)
-                rights[key] = table.outcome[np.argsort(table.id, kind="stable")]
+                order = np.argsort(table.id, kind="stable")
+                rights[key], positions[key] = table.outcome[order], table.id[order]
                 seconds += cost.get("seconds", 0.0)
             whole = not stock.missing and not limited(name)
             n = max(map(len, rights.values()))
             label = {"model": model, "benchmark": name, "subset": "full" if whole else f"subset-{n}"}
+            if stock.benchmark.layout == "edits":
+                own, rows = edited(stock, rights, positions)
+                results += [{**label, **entry} for entry in own]
+                edits += [{**label, **row} for row in rows]
+                continue
             if not stock.benchmark.corrupted:
                 found = _share(rights[""])
                 clean = found["value"] if name == "imagenet" else clean
@@ -65,6 +74,7 @@ def scored(
         "models": {name: {"fingerprint": m.fingerprint(), "view": views[name].to_json()} for name, m in models.items()},
         "results": results,
         "cells": cells,
+        "edits": edits,
         "published": published(list(stocks)),
         "seconds": seconds,
     }
@@ -134,11 +144,11 @@ def _table(accuracies: np.ndarray) -> dict[str, list[float]]:
 
 def _facts(stock: Stock, limited: bool) -> dict[str, Any]:
     """What was found on the disk, and what to know about it."""
-    benchmark, notes = stock.benchmark, []
+    benchmark = stock.benchmark
+    notes: list[str] = []
     if stock.missing:
-        notes.append(
-            f"incomplete: {len(stock.missing):,} things missing or too many; compares with no published figure"
-        )
+        more = f" (and {len(stock.missing) - 1} more; see shift.json)" if len(stock.missing) > 1 else ""
+        notes.append(f"compares with no published figure, since it is not the whole set: {stock.missing[0]}{more}")
     if limited:
         notes.append("a part, drawn with every class's share")
     if benchmark.corrupted and not stock.aligned:

@@ -103,6 +103,34 @@ class FolderCell:
 
 
 @dataclass(frozen=True)
+class FlatCell:
+    """Photographs in one folder. labels: by name without ending."""
+
+    place: Path
+    labels: Mapping[str, int]
+    key: str
+    corruption: str | None = None
+    severity: int | None = None
+
+    def listing(self) -> Listing:
+        """Read the folder. Raises: BadInput for files without a label, that are no images, or empty."""
+        found = [entry for entry in sorted(_entries(self.place)) if os.path.splitext(entry[0])[0] in self.labels]
+        if strange := {name for name, _, _ in _entries(self.place)} - {name for name, _, _ in found}:
+            raise bad(str(self.place), f"files without a label: {some(sorted(strange))}", "those of labels.txt")
+        if off := [
+            n for n, size, file in found if not file or not size or os.path.splitext(n)[1].lower() not in SUFFIXES
+        ]:
+            raise bad(str(self.place), f"empty files, or no images: {some(off)}", "image files", "Copy them again.")
+        names = [name for name, _, _ in found]
+        stems = [os.path.splitext(name)[0] for name in names]
+        digest = hashlib.sha256("\0".join(f"{n} {s} {self.labels[k]}" for (n, s, _), k in zip(found, stems)).encode())
+        identities = hashlib.sha256("\0".join(stems).encode())
+        files = Files(self.place, names)
+        y = np.array([self.labels[stem] for stem in stems], np.int64)
+        return Listing(y, digest.hexdigest(), identities.hexdigest(), files.pixels, files.damaged, {}, names)
+
+
+@dataclass(frozen=True)
 class Files:
     """Photographs below a folder."""
 

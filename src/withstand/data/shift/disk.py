@@ -11,6 +11,7 @@ from withstand.data.folders import wnids
 from withstand.data.shift.cells import (
     ArrayCell,
     Cell,
+    FlatCell,
     FolderCell,
     array_of,
     folders_of,
@@ -25,6 +26,7 @@ GROUPS = ("noise", "blur", "weather", "digital", "extra")
 """Folders of the published archives, between the set and its kinds of corruption."""
 SEVERITIES = (1, 2, 3, 4, 5)
 MANIFEST = "withstand.json"
+MANIFESTS = (MANIFEST, "edits.json")
 """In a set that was made here instead of copied: how it was made."""
 
 
@@ -42,7 +44,7 @@ class Stock:
     cells: Mapping[str, Cell]
     sizes: Mapping[str, int]
     identities: Mapping[str, str]
-    missing: tuple[str, ...]
+    missing: Sequence[str]
     made: dict | None = None
 
     @property
@@ -65,8 +67,8 @@ def survey(
 ) -> Stock:
     """Look at everything that a benchmark has below `root`, which is its own folder or the one above.
 
-    kinds, extra: the corruptions that a corrupted set must and may have. partial: take what is there of an incomplete set.
-    alone: `root` may be the benchmark's own folder.
+    kinds, extra: the corruptions that a corrupted set must and may have (the sources and edits of ImageNet-E). partial: take
+    what is there of an incomplete set. alone: `root` may be the benchmark's own folder.
     Raises: BadInput for a set that is not there, class folders or corruptions that it does not know (by name), files that
     are no images, and, unless `partial`, for one that is incomplete, with the list.
     """
@@ -90,8 +92,8 @@ def survey(
             "(partial=True) to score what is there, which compares with no published figure."
         )
     filled = {key: cell for key, cell in cells.items() if sizes[key]}
-    manifest = place / MANIFEST
-    made = json.loads(manifest.read_text(encoding="utf-8")) if manifest.is_file() else None
+    manifests = [place / name for name in MANIFESTS if (place / name).is_file()]
+    made = json.loads(manifests[0].read_text(encoding="utf-8")) if manifests else None
     sizes = {key: sizes[key] for key in filled}
     return Stock(benchmark, place, filled, sizes, {k: identities[k] for k in filled}, tuple(missing), made)
 
@@ -178,8 +180,8 @@ def _place(benchmark: Benchmark, root: Path, kinds: Sequence[str], alone: bool) 
 
 
 def _resembles(benchmark: Benchmark, root: Path, kinds: Sequence[str]) -> bool:
-    if benchmark.layout == "arrays":
-        return (root / "labels.npy").is_file()
+    if benchmark.layout in ("arrays", "edits"):
+        return (root / ("labels.npy" if benchmark.layout == "arrays" else "labels.txt")).is_file()
     names = folders_of(root)
     if benchmark.corrupted:
         return any(n in kinds or n in GROUPS for n in names)
@@ -194,6 +196,8 @@ def _cells(
     """The cells that are there, and those that are not."""
     if benchmark.layout == "arrays":
         return _arrays(benchmark, place, kinds, extra)
+    if benchmark.layout == "edits":
+        return _edits(benchmark, place, kinds)
     if not benchmark.corrupted:
         kept = set(OBJECTNET.values()) if benchmark.layout == "objectnet" else None
         return {"": FolderCell(place, class_order(benchmark, place), kept)}, []
@@ -221,6 +225,24 @@ def _kinds(place: Path, known: Sequence[str], grouped: bool = True) -> Iterator[
             yield name, place / name
         else:
             raise bad(str(place), f"the folder {name!r}", f"corruptions ({', '.join(known)})", "Move it away.")
+
+
+def _edits(benchmark: Benchmark, place: Path, kinds: Sequence[str]) -> tuple[dict[str, Cell], list[str]]:
+    """The first of the kinds, the sources, has to be there."""
+    file = place / "labels.txt"
+    if not file.is_file() or not (place / kinds[0]).is_dir():
+        raise bad(str(place), "another layout", f"labels.txt, {kinds[0]}, and a folder for each edit")
+    labels: dict[str, int] = {}
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+        name, _, label = line.partition("\t")
+        if line.strip() and (not label.strip().isdecimal() or int(label) >= benchmark.logits):
+            raise bad(str(file), f"line {number}: {line!r}", "a file name, a tab and a label from 0 to 999")
+        if line.strip():
+            labels[Path(name).stem] = int(label)
+    if strange := [name for name in folders_of(place) if name not in kinds]:
+        raise bad(str(place), f"the folder {strange[0]!r}", ", ".join(kinds), "Move it away.")
+    missing = [f"{kind}: no folder" for kind in kinds if not (place / kind).is_dir()]
+    return {kind: FlatCell(place / kind, labels, kind) for kind in kinds if (place / kind).is_dir()}, missing
 
 
 def _arrays(
@@ -263,6 +285,8 @@ def _labels(benchmark: Benchmark, file: Path, y: np.ndarray, n: int, of: Path) -
 
 def _lacking(benchmark: Benchmark, cell: Cell, counts: Mapping[str, int], n: int) -> Iterator[str]:
     """What a cell of folders lacks, or has too much."""
+    if isinstance(cell, FlatCell) and n != benchmark.images:
+        yield f"{n:,} images instead of {benchmark.images:,}"
     if not isinstance(cell, FolderCell):
         return
     wanted = _wanted(benchmark, cell)

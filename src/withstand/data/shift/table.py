@@ -8,7 +8,7 @@ from withstand.data.shift.classes import IMAGENET_A, IMAGENET_R
 from withstand.data.shift.view import Part
 from withstand.errors import unknown
 
-Layout = Literal["wnid", "index", "objectnet", "arrays"]
+Layout = Literal["wnid", "index", "objectnet", "arrays", "edits"]
 
 
 @dataclass(frozen=True)
@@ -16,9 +16,10 @@ class Benchmark:
     """One test set.
 
     folders: names that it has under the root, the usual one first. layout: what its class folders are called: WordNet ids,
-    numbers 0..999, or ObjectNet's names; "arrays": .npy files. images: how many the whole set has (each cell, where it is
-    made of cells); None where copies differ. each: images of every class, where that is a rule. subset: the labels that it
-    holds, None = all. part: of each photograph. corrupted: it has a cell for every kind and severity.
+    numbers 0..999, or ObjectNet's names; "arrays": .npy files; "edits": flat folders and labels.txt. images: how many the
+    whole set has (each cell, where it is made of cells); None where copies differ. each: images of every class, where that
+    is a rule. subset: the labels that it holds, None = all. part: of each photograph. corrupted: it has a cell for every
+    kind and severity.
     """
 
     name: str
@@ -76,6 +77,10 @@ BENCHMARKS = (
     Benchmark(
         "cifar100-c", "CIFAR-100's test part under 15 corruptions", ("CIFAR-100-C", "cifar100-c", "cifar-100-c"),
         "arrays", 10_000, part="whole", corrupted=True, logits=100, aliases=("cifar-100-c",),
+    ),
+    Benchmark(
+        "imagenet-e", "objects resized, moved and turned, backgrounds changed: eleven edits and their sources",
+        ("imagenet-e",), "edits", 4_352, aliases=("e",),
     ),
 )  # fmt: skip
 """Counts: the data sets' own pages and papers; ObjectNet's is left open, since its copies differ."""
