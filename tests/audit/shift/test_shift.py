@@ -398,6 +398,17 @@ def test_other_models_are_shown_224_pixels_of_256_bilinear():
     assert (view.size, view.resize, view.interpolation) == (224, 256, "bilinear")
 
 
+def test_torchvisions_published_weights_say_it_too(monkeypatch):
+    from torchvision import models
+
+    build = models.get_model
+    monkeypatch.setattr(models, "get_model", lambda name, weights=None, **kw: build(name, weights=None, **kw))
+    view = view_of(ws.load_model("torchvision:resnet50"), None, None, None)
+    theirs = models.ResNet50_Weights.DEFAULT.transforms()
+    assert (view.size, view.resize, view.interpolation) == (224, 232, "bilinear")
+    assert ([view.size], [view.resize]) == (theirs.crop_size, theirs.resize_size)
+
+
 def test_a_crop_mode_that_is_not_known_is_refused():
     model = target(Reader())
     model.model.pretrained_cfg = {"input_size": (3, 8, 8), "crop_mode": "border", "crop_pct": 0.9}
