@@ -22,6 +22,7 @@ _HOMES = {
     "edit": "withstand.editing",
     "audit": "withstand.audit",
     "transfer": "withstand.audit.transfer",
+    "shift": "withstand.audit.shift",
     "fit_attack": "withstand.attacks.fit",
     "harden": "withstand.hardening.harden",
     "Trainer": "withstand.training",
@@ -68,6 +69,7 @@ if TYPE_CHECKING:
     )
     from withstand.attacks.fit import fit_attack
     from withstand.audit import Scorecard, audit
+    from withstand.audit.shift import shift
     from withstand.audit.transfer import transfer
     from withstand.corruptions import corrupt
     from withstand.data import load_data

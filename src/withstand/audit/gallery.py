@@ -1,10 +1,12 @@
 """The worst adversarial images of a run: kept shard by shard in small files, shown as PNGs."""
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from withstand.files import write_atomic
@@ -24,13 +26,15 @@ def keep_worst(
     ids: Tensor,
     before: tuple[Tensor, Tensor],
     after: tuple[Tensor, Tensor],
-    distance: Tensor,
+    distance: Tensor | None,
     broken: Tensor,
+    edits: Sequence[str] | None = None,
 ) -> None:
     """Keep the worst broken images of a shard in its folder, if it has one.
 
     x, x_adv: [N, C, H, W] with 1 or 3 channels (anything else is no picture and is not kept). before, after: (confidence,
-    class) at both points. broken: bool [N], right before and wrong after.
+    class) at both points. broken: bool [N], right before and wrong after. edits: what was done to each image, where that
+    differs; the worst of every kind are then kept in turn.
     """
     if folder is None or x.dim() != 4 or x.shape[1] not in (1, 3) or not bool(broken.any()):
         return
@@ -41,9 +45,11 @@ def keep_worst(
         "clean_prediction": before[1],
         "adversarial_confidence": after[0],
         "adversarial_prediction": after[1],
-        "distance": distance,
+        "distance": torch.full((len(x),), torch.nan) if distance is None else distance,
     }
-    rows = {name: value[broken].cpu().numpy() for name, value in facts.items()}
+    rows = {name: value[broken.to(value.device)].cpu().numpy() for name, value in facts.items()}
+    if edits is not None:
+        rows["edit"] = np.array(edits)[broken.cpu().numpy()]
     order = _worst_first(rows)[: max(2, min(SHOWN, _KEPT // x[0].numel()))]
     chosen = broken.nonzero().flatten().cpu()[order.copy()].to(x.device)
     clean, change = x[chosen], x_adv[chosen] - x[chosen]
@@ -60,7 +66,8 @@ def keep_worst(
 def gallery(ctx: Context, condition: dict[str, Any], title: str) -> Figure | None:
     """The worst images of all shards as a figure, its PNGs written under the run folder; None where nothing broke.
 
-    Worst is what the model gets wrong with most confidence (to the percent), then by the smallest change.
+    Worst is what the model gets wrong with most confidence (to the percent), then by the smallest change; of several edits
+    the worst of each come first.
     """
     shards = sorted(Path(ctx.folder).glob("[0-9]*/worst.npz")) if ctx.folder and ctx.root else []
     if not shards:
@@ -85,18 +92,35 @@ def gallery(ctx: Context, condition: dict[str, Any], title: str) -> Figure | Non
         images = {"clean": clean, "adversarial": clean + change, "difference": 0.5 + magnified * change}
         files = {}
         for name, pixels in images.items():
-            path = write_atomic(place / f"{int(rows['id'][i])}_{name}.png", png(pixels))
+            edit = f"_{rows['edit'][i]}" if "edit" in rows else ""
+            path = write_atomic(place / f"{int(rows['id'][i])}{edit}_{name}.png", png(pixels))
             files[name] = path.relative_to(ctx.root).as_posix()
-        items.append({name: value[i].item() for name, value in rows.items()} | {"condition": condition} | files)
-    caption = (
-        "The model was right on the clean image and is wrong on the other, which looks the same; the most confident errors "
-        f"first, then the smallest changes. Differences are magnified {magnified:g} times around grey."
-    )
-    return Figure("gallery", title, {"magnified": magnified, "items": items}, caption)
+        said = {name: value[i].item() for name, value in rows.items()}
+        done = {"edit": said.pop("edit")} if "edit" in said else {}
+        said["distance"] = None if np.isnan(said["distance"]) else said["distance"]
+        items.append(said | {"condition": condition | done} | files)
+    if "edit" in rows:
+        caption = (
+            "The model was right on the clean image and is wrong on its edit; the most confident errors of every edit."
+        )
+    else:
+        caption = "The model was right on the clean image and is wrong on the other, which looks the same; the most "
+        caption += "confident errors first, then the smallest changes."
+    shown = "Differences are " + ("shown" if magnified <= 1 else f"magnified {magnified:g} times") + " around grey."
+    data = {"magnified": magnified, "items": items} | ({"after": "edited"} if "edit" in rows else {})
+    return Figure("gallery", title, data, f"{caption} {shown}")
 
 
 def _worst_first(rows: dict[str, np.ndarray]) -> np.ndarray:
-    return np.lexsort((rows["id"], rows["distance"], -np.round(rows["adversarial_confidence"], 2)))
+    order = np.lexsort((rows["id"], rows["distance"], -np.round(rows["adversarial_confidence"], 2)))
+    if "edit" not in rows:
+        return order
+    turn: dict[str, int] = {}
+    place = []
+    for edit in rows["edit"][order].tolist():
+        place.append(turn.get(edit, 0))
+        turn[edit] = place[-1] + 1
+    return order[np.argsort(place, kind="stable")]
 
 
 def png(pixels: np.ndarray) -> bytes:

@@ -125,8 +125,8 @@ def make_plan(
     block: int | None = None,
 ) -> Plan:
     """Load what an audit works on and refuse what does not fit together; see `audit` for the arguments."""
-    device = _device(device)
-    targets = _models(models, device)
+    device = usable_device(device)
+    targets = placed(models, device)
     examples = as_dataset(data, targets.values())
     for name, target in targets.items():
         check_compatible(target, examples)  # an endpoint learns here what it returns, and so what it allows
@@ -233,7 +233,8 @@ def _duration(seconds: float) -> str:
     return f"up to {seconds / 60:.0f} min" if seconds < 5400 else f"up to {seconds / 3600:.1f} h"
 
 
-def _device(device: str | None) -> str:
+def usable_device(device: str | None) -> str:
+    """The device of this name, or the best at hand. Raises: BadInput for one that is not there."""
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         torch.empty(0, device=device)
@@ -243,7 +244,8 @@ def _device(device: str | None) -> str:
     return device
 
 
-def _models(models: Any, device: str) -> dict[str, Target]:
+def placed(models: Any, device: str) -> dict[str, Target]:
+    """The models of an audit by name, on the device and in eval mode; see `audit` for what they may be."""
     named: dict[str, Any] = {}
     if isinstance(models, Mapping):
         named = dict(models)

@@ -21,6 +21,7 @@ PRESETS: dict[str, tuple[str, ...]] = {
         "per_class",
         "training_curve",
         "corruptions(severities=(3,), examples=100)",
+        "attributes(examples=100)",
         "transfer({linf}, examples=200)",
         "guided({linf}, examples=100)",
         "unfamiliar(examples=400)",
@@ -37,6 +38,7 @@ PRESETS: dict[str, tuple[str, ...]] = {
         "training_curve",
         "minimum_distance(l2(), examples=200)",
         "corruptions(examples=1000)",
+        "attributes(examples=1000)",
         "transfer({linf}, examples=1000)",
         "guided({linf}, examples=1000)",
         "blackbox({linf}, attack=square(queries=1000), examples=200)",
@@ -56,6 +58,7 @@ PRESETS: dict[str, tuple[str, ...]] = {
         "minimum_distance(linf(), examples=1000)",
         "minimum_distance(l2(), examples=1000)",
         "corruptions(extra=True)",
+        "attributes",
         "transfer({linf})",
         "guided({linf})",
         "blackbox({linf}, attack=square(queries=5000), examples=1000)",
@@ -165,7 +168,9 @@ def _applying(
         texts = tuple(t for t in texts if not t.startswith("blackbox")) + BLACK_BOX[preset]
     found = []
     for text in (*texts, *(text for task in tasks for text in OTHERS.get(task, {}).get(preset, ()))):
-        if text.startswith(("corruptions", "saliency")) and not _pictures(space):
+        if text.startswith(("corruptions", "saliency", "attributes")) and not _pictures(space):
+            continue
+        if text.startswith("attributes") and "masks" not in given:  # objects that are looked for are often missed
             continue
         if len(space.shape or ()) == 2:  # square, a part of AutoAttack too, moves squares of pixels
             if "square" in text:

@@ -9,7 +9,7 @@
 - table: {"columns": [..], "rows": [[..]]}
 - gallery: {"magnified": factor of the difference, "items": [{"id", "label", "clean_prediction", "adversarial_prediction",
   "clean_confidence", "adversarial_confidence", "distance", "condition", "clean", "adversarial", "difference"}]}, the last
-  three being PNG files, relative to the run folder.
+  three being PNG files, relative to the run folder; also "after", a word for what was done to them, if not "attacked".
 - maps: {"items": [{"id", "label", "prediction", "image", "map"}]}, the last two PNG files as well; models that show the same
   examples share their images.
 - neighbours: {"unit": of distances, "items": [{"id", "label", "clean", "adversarial", "distance", "condition", "before",

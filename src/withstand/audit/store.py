@@ -5,7 +5,7 @@
     prepared/MODEL/CHECK.safetensors
     side/MODEL/CHECK/SHARD/        what a check keeps for its figures (a few adversarial images)
     failed/MODEL/CHECK.json        why a check could not be done
-    scorecard.json, report.html    made from the above
+    scorecard.json, report.html    made from the above (or transfer.json, shift.json with their pages)
 
 Every file is written whole or not at all and none is changed afterwards, so that a run that is killed at any moment goes
 on from what is there and ends with the rows of an uninterrupted one.
@@ -49,7 +49,16 @@ SCHEMA = pa.schema(
 
 
 PARTS = ("rows", "prepared", "side", "failed")
-FILES = ("scorecard.json", "report.html", "plan.json")
+FILES = (
+    "scorecard.json",
+    "report.html",
+    "transfer.json",
+    "transfer.md",
+    "shift.json",
+    "shift.md",
+    "index.html",
+    "plan.json",
+)
 KEPT = ("models",)
 """A folder with nothing but these is as good as new: the demo trains its models before it can say what it will do."""
 

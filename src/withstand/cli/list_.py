@@ -6,7 +6,7 @@ import typer
 
 WHAT = (
     "systems", "attacks", "recipes", "detectors", "checks", "indicators", "threats", "objectives", "losses", "samplers",
-    "augmentations", "models", "data",
+    "augmentations", "models", "data", "benchmarks",
 )  # fmt: skip
 SOURCES = (
     ("timm:NAME", "any classifier of timm", ""),
@@ -49,6 +49,10 @@ def _rows(what: str) -> list[dict[str, Any]]:
         from withstand.data.catalogue import SETS
 
         return [{"name": e.name, "summary": e.summary, "aliases": list(e.aliases), "source": e.source} for e in SETS]
+    if what == "benchmarks":
+        from withstand.data.shift.table import BENCHMARKS
+
+        return [{"name": b.name, "summary": b.summary, "folder": b.folders[0]} for b in BENCHMARKS]
     if what == "models":
         from withstand.models.zoo.table import ZOO
 

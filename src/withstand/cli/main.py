@@ -18,6 +18,7 @@ from withstand.cli import (
     list_,
     report,
     reproduce,
+    shift,
     transfer,
 )
 from withstand.cli.console import say
@@ -38,6 +39,7 @@ for verb in (audit, demo, attack, fit_attack, transfer, edit, harden, compare, r
     app.command(name, cls=SeveralValues if verb is transfer else None)(verb.run)
 app.add_typer(index.app, name="index")
 app.add_typer(detect.app, name="detect")
+app.add_typer(shift.app, name="shift")
 
 
 def _version(asked: bool) -> None:

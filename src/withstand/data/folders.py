@@ -1,6 +1,7 @@
 """Folders of image files: one subfolder per class, or a labels.csv beside the files, or no labels at all."""
 
 import csv
+import importlib.util
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -63,7 +64,7 @@ def _order(names: list[str], classes: Classes | None, folder: Path) -> dict[str,
         if isinstance(classes, int) and classes < len(names):
             raise bad("classes", classes, f"at least {len(names)}, the number of subfolders of {folder}")
     elif classes == "imagenet":
-        order = {w: i for i, w in enumerate(_wnids())}
+        order = {w: i for i, w in enumerate(wnids())}
     elif isinstance(classes, str):
         raise bad("classes", repr(classes), '"imagenet", names in label order, or a mapping from name to label')
     else:
@@ -75,8 +76,13 @@ def _order(names: list[str], classes: Classes | None, folder: Path) -> dict[str,
     return order
 
 
-def _wnids() -> list[str]:
-    """The 1,000 WordNet ids in the standard label order."""
+def wnids() -> list[str]:
+    """The 1,000 WordNet ids in the standard label order, from the list that timm carries."""
+    found = importlib.util.find_spec("timm")
+    for place in (found.submodule_search_locations if found else None) or ():
+        listed = Path(place) / "data" / "_info" / "imagenet_synsets.txt"
+        if listed.is_file():  # read directly, since importing timm takes seconds
+            return listed.read_text(encoding="utf-8").split()
     from timm.data import ImageNetInfo
 
     return list(ImageNetInfo("imagenet-1k").label_names())

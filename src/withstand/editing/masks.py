@@ -15,6 +15,8 @@ from withstand.errors import bad
 LEAST, MOST = 0.005, 0.9
 """The share of the picture that an object may take."""
 
+_SMALL = 128  # pixels of the longer side
+
 Segmenter = Callable[[Tensor], Any]
 """image float [3, H, W] in [0, 1] -> mask [H, W]: bool, 0..255 (the object above 127) or shares (above 0.5)."""
 
@@ -80,7 +82,8 @@ class GrabCut:
 
     Whatever lies within margin (a share of each side) of the border counts as background at first; `rounds` times, colours
     of both sides are modelled and the border between them cut anew. The largest part is the object. Pictures with a longer
-    side than `side` pixels are made smaller for it. Objects at the border, or of the background's colours, are missed.
+    side than `side` pixels are made smaller for it, and those below 128 larger, since few pixels tell colours badly apart.
+    Objects at the border, or of the background's colours, are missed.
 
     Reference: Rother, Kolmogorov, Blake, "GrabCut: Interactive Foreground Extraction using Iterated Graph Cuts", 2004.
     """
@@ -96,10 +99,11 @@ class GrabCut:
     def __call__(self, image: Tensor) -> Tensor:
         pixels = np.ascontiguousarray((image.detach().cpu().numpy().transpose(1, 2, 0) * 255).round().astype(np.uint8))
         height, width = pixels.shape[:2]
-        shrink = min(1.0, self.side / max(height, width))
-        if shrink < 1:
-            size = (max(1, round(width * shrink)), max(1, round(height * shrink)))
-            pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
+        longest = max(height, width)
+        zoom = min(1.0, self.side / longest) if longest > _SMALL else min(self.side, _SMALL) / longest
+        if zoom != 1:
+            size = (max(1, round(width * zoom)), max(1, round(height * zoom)))
+            pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA if zoom < 1 else cv2.INTER_CUBIC)
         h, w = pixels.shape[:2]
         top, left = max(1, round(h * self.margin)), max(1, round(w * self.margin))
         labels = np.full((h, w), cv2.GC_BGD, np.uint8)
@@ -119,7 +123,9 @@ class GrabCut:
         except cv2.error:  # one of the two sides ran out of colours: nothing stands out
             return torch.zeros(height, width, dtype=torch.bool)
         found = largest(torch.from_numpy((labels == cv2.GC_FGD) | (labels == cv2.GC_PR_FGD)))
-        if shrink < 1:
-            grown = cv2.resize(found.numpy().astype(np.uint8) * 255, (width, height), interpolation=cv2.INTER_LINEAR)
-            found = torch.from_numpy(grown > 127)
+        if zoom != 1:
+            back = cv2.INTER_LINEAR if zoom < 1 else cv2.INTER_AREA
+            found = torch.from_numpy(
+                cv2.resize(found.numpy().astype(np.uint8) * 255, (width, height), interpolation=back) > 127
+            )
         return found

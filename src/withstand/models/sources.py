@@ -96,6 +96,10 @@ def torchvision(
         module = library.get_model(name, weights=None, num_classes=count)
     transform = published.transforms()
     side = size or (transform.crop_size[0] if fetch or "vit" in name else None)
+    if fetch:  # as timm's modules say how photographs are to be shown to them
+        shown = {"resize": transform.resize_size[0], "interpolation": transform.interpolation.value}
+        made: Any = module
+        made.pretrained_cfg = {"input_size": (3, side, side), **shown}
     count = len(module.state_dict()[f"{last}.weight"])
     return Built(module, (3, side, side), count, (tuple(transform.mean), tuple(transform.std)))
 

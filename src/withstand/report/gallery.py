@@ -28,7 +28,8 @@ class Image:
 
 @dataclass(frozen=True)
 class Shot:
-    """One example. images: those that were found; fooled: whether the prediction is no longer the label."""
+    """One example. images: those that were found; fooled: whether the prediction is no longer the label; changed: what was
+    done to it, "attacked" or "edited"."""
 
     id: Any
     images: list[Image]
@@ -38,11 +39,12 @@ class Shot:
     fooled: bool
     condition: str
     distance: str
+    changed: str
 
     @property
     def said(self) -> str:
         """The example in one sentence, for those who do not see the images."""
-        result = f"predicted {self.before} when clean, {self.after} when attacked"
+        result = f"predicted {self.before} when clean, {self.after} when {self.changed}"
         return f"Example {self.id}: truly {self.label}, {result}; {self.condition}"
 
 
@@ -52,14 +54,15 @@ def gallery(data: dict[str, Any], folder: Path | None, budget: int = _MOST_BYTES
     Worst: fooled before not fooled, then by confidence in what was predicted, then by smallness of the change.
     """
     shots: list[Shot] = []
-    spent = 0
+    spent, after = 0, data.get("after", "attacked")
     items = sorted(data["items"], key=_badness)
     for item in items:
-        images = [i for i in (embed(folder, item.get(k), name) for k, name in IMAGES) if i]
+        named = [(k, after if name == "attacked" else name) for k, name in IMAGES]
+        images = [i for i in (embed(folder, item.get(k), name) for k, name in named) if i]
         spent += sum(len(i.uri) for i in images)
         if spent > budget and shots:
             break
-        shots.append(_shot(item, images))
+        shots.append(_shot(item, images, after))
     return shots, len(items) - len(shots)
 
 
@@ -89,7 +92,7 @@ def _badness(item: dict[str, Any]) -> tuple[bool, float, float]:
     return not fooled, -confidence if fooled else confidence, float(far) if words.is_number(far) else float("inf")
 
 
-def _shot(item: dict[str, Any], images: Sequence[Image]) -> Shot:
+def _shot(item: dict[str, Any], images: Sequence[Image], after: str) -> Shot:
     def said(kind: str) -> str:
         sure = item.get(f"{kind}_confidence")
         share = f" ({words.quantity(sure)})" if words.is_number(sure) else ""
@@ -104,5 +107,6 @@ def _shot(item: dict[str, Any], images: Sequence[Image]) -> Shot:
         after=said("adversarial"),
         fooled=_fooled(item),
         condition=words.condition(where) if isinstance(where, dict) else str(where),
+        changed=after,
         distance=words.radius(item["distance"]) if words.is_number(item.get("distance")) else "",
     )

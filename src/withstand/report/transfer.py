@@ -14,7 +14,7 @@ _HEAD = """<meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
 <meta name="color-scheme" content="light dark">
-<title>Transfer matrix · withstand</title>
+<title>{title} · withstand</title>
 <link rel="icon" href="data:,">"""
 
 _OWN = """
@@ -37,7 +37,6 @@ def markdown(found: dict[str, Any]) -> str:
 
 def page(found: dict[str, Any]) -> str:
     """One HTML file without scripts: a heat map and a table for each surrogate."""
-    style = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
     body = [
         "<h1>Transfer matrix</h1>",
         f"<p>{escape(found['definition'])}</p>",
@@ -47,12 +46,17 @@ def page(found: dict[str, Any]) -> str:
         body.append(f"<section><h2>Made on {escape(surrogate)}</h2>")
         drawn = heatmap(f"t{number}", f"Success of attacks made on {surrogate}", _heat(found, surrogate), (0.0, 1.0))
         body.append(f'<figure><div class="wide">{drawn.wide}</div><div class="narrow">{drawn.narrow}</div></figure>')
-        body.append(f'<div class="across"><table><thead>{_row("th", head)}</thead><tbody>')
-        body += [_row("td", row) for row in rows]
+        body.append(f'<div class="across"><table><thead>{html_row("th", head)}</thead><tbody>')
+        body += [html_row("td", row) for row in rows]
         body.append("</tbody></table></div></section>")
-    main = "\n".join(body)
-    head = f"<head>{_HEAD}<style>{style}{_OWN}</style></head>"
-    return f'<!doctype html>\n<html lang="en">{head}<body><main>{main}</main></body></html>\n'
+    return document("Transfer matrix", "\n".join(body))
+
+
+def document(title: str, body: str) -> str:
+    """A page of one column around a body of HTML."""
+    style = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
+    head = f"<head>{_HEAD.replace('{title}', escape(title))}<style>{style}{_OWN}</style></head>"
+    return f'<!doctype html>\n<html lang="en">{head}<body><main>{body}</main></body></html>\n'
 
 
 def _facts(found: dict[str, Any]) -> str:
@@ -106,5 +110,6 @@ def _number(value: float | None) -> str:
     return words.NONE if value is None else words.number(value)
 
 
-def _row(kind: str, cells: list[str]) -> str:
+def html_row(kind: str, cells: list[str]) -> str:
+    """A row of a table of HTML; kind: th or td."""
     return "<tr>" + "".join(f"<{kind}>{escape(cell)}</{kind}>" for cell in cells) + "</tr>"

@@ -53,6 +53,11 @@ METRICS: dict[str, tuple[str, str]] = {
     ),
     "corruption_accuracy": ("Accuracy on corrupted data", "share of corrupted examples that the model gets right"),
     "corruption_error": ("Error on corrupted data", "share of corrupted examples that the model gets wrong"),
+    "dropped_accuracy": (
+        "Dropped accuracy",
+        "accuracy on the images as they are less that on their edits; inver is the control",
+    ),
+    "mean_dropped_accuracy": ("Mean dropped accuracy", "over the edits without the control"),
     "mce": ("Mean corruption error (mCE)", "corruption errors over those of a stated reference, averaged over kinds"),
     "relative_mce": ("Relative mCE", "rise of the error by corruption over the reference's rise, averaged over kinds"),
     "transfer_accuracy": ("Accuracy under transferred attacks", "share right on examples made against another model"),
@@ -119,7 +124,7 @@ _MEANT = {
     "recall": "share of the queries with a relevant item among the {k} nearest",
     "map": "precision at each relevant item among the {k} nearest, averaged over those",
 }
-_BARE = ("attack", "threat", "norm", "detector", "kind", "corruption")
+_BARE = ("attack", "threat", "norm", "detector", "kind", "corruption", "edit")
 _SPELLED = ("kind", "corruption")
 _SILENT = ("measure",)  # says what a row's value is, not what was done
 _UNITLESS = ("", "number")

@@ -33,8 +33,15 @@ QUICK = {
     "hashing": "hashing(linf(0.2), attack=pgd(steps=3, objective=push_away()), ks=(1, 5))",
     "training_curve": "training_curve()",
     "saliency": "saliency(steps=4)",
+    "attributes": "attributes()",
 }
-SOME = ("trust", "training_curve", "embedding", "hashing")  # measures some units under some conditions only
+SOME = (
+    "trust",
+    "training_curve",
+    "embedding",
+    "hashing",
+    "attributes",
+)  # measures some units under some conditions only
 CHECKS = [e.name for e in entries("check") if e.module.startswith("withstand.audit.checks")]
 N = 24
 
@@ -45,11 +52,12 @@ def small(digits64, arrays):
 
 
 @pytest.fixture
-def given(hardened64, noise, arrays):
+def given(hardened64, noise, arrays, small):
     return {
         "surrogate": hardened64,
         "guide": hardened64,
         "substitute": hardened64,
+        "masks": arrays((small.x > 0.2).double(), small.y, "masks"),
         "ood": arrays(noise.x.double(), noise.y, "noise", noise.classes),
     }
 
@@ -222,7 +230,7 @@ def curve(d):
 
 
 def bars(d):
-    assert d.keys() == {"labels", "y_label", "series"}
+    assert d.keys() - {"unit"} == {"labels", "y_label", "series"}
     for s in d["series"]:
         assert {"name", "values"} <= s.keys() <= {"name", "values", "low", "high"}
         assert all(len(s[k]) == len(d["labels"]) for k in s if k != "name")
@@ -244,7 +252,7 @@ def gallery(d):
         "id", "label", "clean_prediction", "adversarial_prediction", "clean_confidence", "adversarial_confidence",
         "distance", "condition", "clean", "adversarial", "difference",
     }  # fmt: skip
-    assert d.keys() == {"magnified", "items"}
+    assert d.keys() - {"after"} == {"magnified", "items"}
     assert 0 < len(d["items"]) <= 12
     assert all(i.keys() == item for i in d["items"])
 

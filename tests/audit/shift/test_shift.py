@@ -1,0 +1,457 @@
+"""Scores of the shift benchmarks, on small folders."""
+
+import json
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import withstand as ws
+from tests.data.shift.trees import Reader, cifar_c, corrupted, edits, objectnet, paint, tree
+from withstand.audit.shift.plan import view_of
+from withstand.audit.shift.scores import misses
+from withstand.audit.shift.work import masked_argmax
+from withstand.corruptions.scores import ALEXNET
+from withstand.corruptions.tables import COMMON, EXTRA
+from withstand.data.folders import wnids
+from withstand.data.shift.classes import IMAGENET_A, IMAGENET_R, OBJECTNET
+from withstand.data.shift.table import benchmark
+from withstand.editing.dropped import dropped_accuracy
+from withstand.editing.imagenet_e import EDITS
+from withstand.errors import BadInput, WithstandError
+from withstand.metrics import wilson
+from withstand.models import as_target
+from withstand.protocols import Space
+
+VAL = replace(benchmark("imagenet"), each=2, images=8, subset=(0, 5, 500, 999))
+A = replace(benchmark("imagenet-a"), images=200)
+C = replace(benchmark("imagenet-c"), each=1, images=4, subset=(0, 5, 500, 999))
+CIFAR = replace(benchmark("cifar10-c"), images=4)
+ASKED = {"size": 8, "crop": 1.0}
+
+
+def target(module: nn.Module, classes: int = 1000, name: str = "m"):
+    return as_target(module, name, Space((3, None, None), (0.0, 1.0), classes))
+
+
+def results(found: dict, benchmark_name: str, model: str = "m") -> dict:
+    return {r["metric"]: r for r in found["results"] if r["benchmark"] == benchmark_name and r["model"] == model}
+
+
+def test_top1_with_its_interval(tmp_path):
+    tree(tmp_path / "imagenet-val", (0, 5, 500, 999), 2)
+    found = ws.shift({"m": target(Reader()), "off": target(Half())}, VAL, root=tmp_path, out=tmp_path / "o", **ASKED)
+    right, off = results(found, "imagenet")["top1"], results(found, "imagenet", "off")["top1"]
+    assert (right["value"], right["n"], right["subset"]) == (1.0, 8, "full")
+    assert off["value"] == 4 / 8
+    assert (off["low"], off["high"]) == wilson(4, 8)
+
+
+def test_labels_come_from_names_not_positions(tmp_path):
+    tree(tmp_path / "imagenet-val", (5, 999), 1)
+    found = ws.shift(target(Reader(1)), VAL, root=tmp_path, out=tmp_path / "o", partial=True, **ASKED)
+    assert results(found, "imagenet")["top1"]["value"] == 0
+    assert results(found, "imagenet")["top1"]["subset"] == "subset-2"
+
+
+def test_the_argmax_of_a_subset_never_leaves_it():
+    torch.manual_seed(0)
+    logits = torch.randn(500, 1000)
+    for subset in (IMAGENET_A, IMAGENET_R):
+        chosen = masked_argmax(logits, subset)
+        assert set(chosen.tolist()) <= set(subset)
+        naive = [max(subset, key=lambda label, row=row: float(row[label])) for row in logits]
+        assert chosen.tolist() == naive
+    assert (masked_argmax(logits, None) == logits.argmax(1)).all()
+    assert masked_argmax(torch.tensor([3, 1]), None).tolist() == [3, 1]
+
+
+def test_a_subset_needs_scores_and_numbers():
+    with pytest.raises(BadInput, match="decision alone"):
+        masked_argmax(torch.tensor([3, 1]), IMAGENET_A)
+    with pytest.raises(BadInput, match="NaN or Inf"):
+        masked_argmax(torch.full((1, 1000), float("nan")), None)
+
+
+class Distracted(Reader):
+    """Always surest of class 0, which ImageNet-A lacks; then of what is painted."""
+
+    def forward(self, x):
+        logits = super().forward(x)
+        logits[:, 0] += 50
+        return logits
+
+
+def test_on_imagenet_a_only_its_200_logits_count(tmp_path):
+    tree(tmp_path / "imagenet-a", IMAGENET_A, 1)
+    tree(tmp_path / "imagenet-val", VAL.subset or (), 2)
+    found = ws.shift(
+        {"m": target(Distracted())}, [A, replace(VAL, subset=None, each=None)], root=tmp_path, out=tmp_path / "o",
+        partial=True, **ASKED
+    )  # fmt: skip
+    assert results(found, "imagenet-a")["top1"]["value"] == 1
+    assert results(found, "imagenet")["top1"]["value"] == 0.25
+
+
+class Thing(nn.Module):
+    """Reads a folder's position and answers with an ImageNet label of it; logits [N, 1000]."""
+
+    def __init__(self, unmapped: bool = False) -> None:
+        super().__init__()
+        first = {folder: label for label, folder in sorted(OBJECTNET.items(), reverse=True)}
+        labels = torch.zeros(313, dtype=torch.long) if unmapped else torch.tensor([first.get(i, 0) for i in range(313)])
+        self.register_buffer("labels", labels)
+
+    def forward(self, x):
+        middle = (x[:, :, 4, 4] * 255).round()
+        folder = (middle[:, 0] * 4 + (middle[:, 2] / 60).round()).long()
+        return nn.functional.one_hot(self.labels[folder], 1000).float() * 9 - 4
+
+
+def test_objectnet_maps_the_argmax_over_all_logits_to_folders(tmp_path):
+    objectnet(tmp_path / "ObjectNet" / "images")
+    assert 0 not in OBJECTNET
+    found = ws.shift(
+        {"m": target(Thing()), "fish": target(Thing(unmapped=True))}, "objectnet", root=tmp_path, out=tmp_path / "o",
+        **ASKED
+    )  # fmt: skip
+    assert results(found, "objectnet")["top1"]["value"] == 1
+    assert results(found, "objectnet")["top1"]["n"] == 113
+    assert results(found, "objectnet", "fish")["top1"]["value"] == 0
+
+
+class Half(Reader):
+    """Right on the classes below 500 only."""
+
+    def forward(self, x):
+        logits = super().forward(x)
+        return torch.where(logits.argmax(1, keepdim=True) < 500, logits, logits.roll(1, 1))
+
+
+@pytest.fixture(scope="module")
+def imagenet_c(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("c")
+    corrupted(root / "imagenet-c", (*COMMON, *EXTRA), C.subset or ())
+    tree(root / "imagenet-val", VAL.subset or (), 2)
+    return root
+
+
+def test_half_of_everything_right_gives_an_mce_of_64_67(imagenet_c, tmp_path):
+    found = ws.shift(target(Half()), [C, VAL], root=imagenet_c, out=tmp_path / "o", **ASKED)
+    mine = results(found, "imagenet-c")
+    assert mine["mean_accuracy"]["value"] == 0.5
+    assert mine["mce"]["value"] == pytest.approx(64.67, abs=0.005)
+    assert mine["mce"]["value"] == pytest.approx(100 * np.mean([0.5 / a for a in ALEXNET.values()]))
+    assert mine["mce"]["low"] < mine["mce"]["value"] < mine["mce"]["high"]
+    assert mine["relative_mce"]["value"] == 0  # as wrong without corruption as with it
+    assert mine["extra_accuracy"]["value"] == 0.5
+    assert len(found["cells"]) == 95
+    assert {c["n"] for c in found["cells"]} == {4}
+
+
+def test_extra_corruptions_stay_out_of_the_means(tmp_path):
+    place = corrupted(tmp_path / "imagenet-c", COMMON, C.subset or ())
+    corrupted(place, EXTRA, (0,))
+    found = ws.shift(target(Half()), C, root=tmp_path, out=tmp_path / "o", partial=True, **ASKED)
+    assert results(found, "imagenet-c")["mean_accuracy"]["value"] == 0.5
+    assert results(found, "imagenet-c")["extra_accuracy"]["value"] == 1.0
+
+
+def test_there_is_no_mce_of_a_part(imagenet_c, tmp_path):
+    part = corrupted(tmp_path / "imagenet-c", COMMON[:-1], C.subset or ())
+    with pytest.raises(BadInput, match="jpeg_compression: no folder"):
+        ws.shift(target(Half()), C, root=tmp_path, out=tmp_path / "o", **ASKED)
+    assert not (tmp_path / "o").exists()
+    found = ws.shift(target(Half()), C, root=part, out=tmp_path / "o", partial=True, **ASKED)
+    assert results(found, "imagenet-c") == {}
+    assert len(found["cells"]) == 70
+    assert {c["subset"] for c in found["cells"]} == {"subset-4"}
+    assert "no mean and no mCE" in (tmp_path / "o" / "shift.md").read_text()
+
+
+def test_cifar_c_reports_the_plain_mean(tmp_path):
+    cifar_c(tmp_path / "CIFAR-10-C", COMMON, [3, 1, 4, 1], 5)
+    found = ws.shift(target(Reader(classes=10), 10), CIFAR, root=tmp_path, out=tmp_path / "o")
+    mine = results(found, "cifar10-c")
+    assert mine["mean_accuracy"]["value"] == 1
+    assert mine["mean_error"]["value"] == 0
+    assert "mce" not in mine
+    page = (tmp_path / "o" / "index.html").read_text()
+    assert "<svg" in page
+    assert "gaussian_noise" in page
+
+
+def test_a_limit_takes_the_same_images_of_every_cell(imagenet_c, tmp_path):
+    found = ws.shift(target(Half()), C, root=imagenet_c, out=tmp_path / "o", limit=2, **ASKED)
+    assert results(found, "imagenet-c")["mce"]["subset"] == "subset-2"
+    assert {c["n"] for c in found["cells"]} == {2}
+
+
+@pytest.mark.parametrize(("block", "workers"), [(1, 1), (3, 2), (100, 4)])
+def test_no_result_depends_on_blocks_or_workers(tmp_path, block, workers):
+    tree(tmp_path / "imagenet-val", VAL.subset or (), 2)
+    torch.manual_seed(0)
+    model = target(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 1000)))
+    asked = {"root": tmp_path, **ASKED}
+    ws.shift(model, VAL, out=tmp_path / "a", **asked)
+    ws.shift(model, VAL, out=tmp_path / "b", block=block, workers=workers, **asked)
+    assert predictions(tmp_path / "a") == predictions(tmp_path / "b")
+
+
+def predictions(folder: Path) -> dict[str, list]:
+    from withstand.audit.store import read_rows
+
+    return {
+        str(p.relative_to(folder)): [read_rows(p)[0].id.tolist(), read_rows(p)[0].prediction.tolist()]
+        for p in sorted((folder / "rows").glob("*/*"))
+    }
+
+
+def test_imagenet_e_reports_dropped_accuracy_as_the_toolkit_does(tmp_path):
+    names = dict(zip("abcdef", (1, 5, 700, 3, 800, 9)))
+    place = edits(tmp_path / "imagenet-e", ("ori", *EDITS), names)
+    for edit, gone in (("20", "abc"), ("rp", "a"), ("inver", "d")):
+        for name in gone:  # painted as a class above 500, which Half gets wrong
+            Image.fromarray(paint(900)).save(place / edit / f"{name}.png")
+    (place / "0.05" / "f.png").unlink()
+    asked = replace(benchmark("imagenet-e"), images=6)
+    found = ws.shift(target(Half()), asked, root=tmp_path, out=tmp_path / "o", partial=True, **ASKED)
+    theirs = dropped_accuracy(target(Half()), place)
+    mine = results(found, "imagenet-e")
+    assert mine["top1"]["value"] == theirs.right / theirs.n == 4 / 6
+    assert mine["dropped_accuracy"]["value"] == pytest.approx(theirs.average)
+    assert [(e["edit"], e["n"], e["dropped"], e["low"], e["high"]) for e in found["edits"]] == [
+        (e.edit, e.n, e.dropped, e.low, e.high) for e in theirs.edits
+    ]
+    assert "| rp | 16.7" in (tmp_path / "o" / "shift.md").read_text()
+    assert "dropped by each edit" in (tmp_path / "o" / "index.html").read_text()
+
+
+# Continuing ----------------------------------------------------------------------------------------------------------
+
+KILLED = """
+import sys, time
+import torch
+import withstand as ws
+sys.path[:0] = {paths!r}
+from dataclasses import replace
+from tests.data.shift.trees import Reader
+from tests.audit.shift.test_shift import CIFAR, target
+
+class Slow(Reader):
+    def forward(self, x):
+        time.sleep(0.02)
+        return super().forward(x)
+
+Slow.__name__ = "Reader"
+ws.shift(target(Slow(classes=10), 10), CIFAR, root={root!r}, out={out!r})
+"""
+
+
+class Stopping(Reader):
+    """Ends the program at the given pass, counted over its life."""
+
+    passes, last = 0, 0
+
+    def forward(self, x):
+        Stopping.passes += 1
+        if Stopping.passes > self.last:
+            raise KeyboardInterrupt
+        return super().forward(x)
+
+
+Stopping.__name__ = "Reader"
+
+
+def test_an_interrupted_run_goes_on_where_it_was(tmp_path, monkeypatch):
+    cifar_c(tmp_path / "CIFAR-10-C", COMMON, [3, 1, 4, 1], 1)
+    ws.shift(target(Reader(classes=10), 10), CIFAR, root=tmp_path, out=tmp_path / "whole")
+    monkeypatch.setattr(Stopping, "last", 31)  # one for the look whether the model fits
+    with pytest.raises(KeyboardInterrupt):
+        ws.shift(target(Stopping(classes=10), 10), CIFAR, root=tmp_path, out=tmp_path / "o")
+    said: list[str] = []
+    ws.shift(target(Reader(classes=10), 10), CIFAR, root=tmp_path, out=tmp_path / "o", announce=said.append)
+    assert said == ["180 of 300 images to go, counted once for each model"]
+    assert predictions(tmp_path / "o") == predictions(tmp_path / "whole")
+    assert (tmp_path / "o" / "shift.md").read_text() == (tmp_path / "whole" / "shift.md").read_text()
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_where_it_was(tmp_path):
+    cifar_c(tmp_path / "CIFAR-10-C", COMMON, [3, 1, 4, 1], 1)
+    asked = {"root": tmp_path}
+    model = target(Reader(classes=10), 10)
+    ws.shift(model, CIFAR, out=tmp_path / "whole", **asked)
+    here = Path(__file__).parents[3]
+    script = KILLED.format(paths=[str(here)], root=str(tmp_path), out=str(tmp_path / "killed"))
+    process = subprocess.Popen([sys.executable, "-c", script], cwd=here)
+    rows = tmp_path / "killed" / "rows"
+    while len(list(rows.rglob("*.parquet"))) < 5 and process.poll() is None:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    before = len(list(rows.rglob("*.parquet")))
+    assert 5 <= before < 75
+    said: list[str] = []
+    ws.shift(model, CIFAR, out=tmp_path / "killed", announce=said.append, **asked)
+    assert said[0].startswith(f"{300 - 4 * before} of 300 images to go")
+    assert predictions(tmp_path / "killed") == predictions(tmp_path / "whole")
+    assert (tmp_path / "killed" / "shift.md").read_text() == (tmp_path / "whole" / "shift.md").read_text()
+
+
+def test_finished_work_is_not_done_again_and_changed_files_are(tmp_path):
+    cifar_c(tmp_path / "CIFAR-10-C", COMMON, [3, 1, 4, 1], 1)
+    asked = {"root": tmp_path, "out": tmp_path / "o"}
+    model = target(Reader(classes=10), 10)
+    said: list[str] = []
+    ws.shift(model, CIFAR, announce=said.append, **asked)
+    ws.shift(model, CIFAR, announce=said.append, **asked)
+    file = tmp_path / "CIFAR-10-C" / "fog.npy"
+    np.save(file, 255 - np.load(file))
+    found = ws.shift(model, CIFAR, announce=said.append, **asked)
+    assert [text.split(",")[0] for text in said] == [f"{n} of 300 images to go" for n in (300, 0, 20)]
+    fog = {c["value"] for c in found["cells"] if c["corruption"] == "fog"}
+    assert fog == {0.0}
+
+
+def test_other_settings_are_refused_in_the_same_folder(tmp_path):
+    tree(tmp_path / "imagenet-val", VAL.subset or (), 2)
+    asked = {"root": tmp_path, "out": tmp_path / "o", **ASKED}
+    ws.shift(target(Reader()), VAL, **asked)
+    for change in ({"limit": 4}, {"seed": 1}, {"interpolation": "bicubic"}):
+        with pytest.raises(BadInput, match="holds another run"):
+            ws.shift(target(Reader()), VAL, **asked, **change)
+    with pytest.raises(BadInput, match="holds another run"):
+        ws.shift(target(Half()), VAL, **asked)
+    found = ws.shift(target(Half()), VAL, fresh=True, **asked)
+    assert results(found, "imagenet")["top1"]["value"] == 0.5
+
+
+# Refusals ------------------------------------------------------------------------------------------------------------
+
+
+def test_damaged_files_are_named_before_any_work(tmp_path):
+    place = tree(tmp_path / "imagenet-val", VAL.subset or (), 2)
+    for wnid in (wnids()[0], wnids()[999]):
+        file = place / wnid / "001.png"
+        file.write_bytes(file.read_bytes()[:-40])
+    asked = {"root": tmp_path, "out": tmp_path / "o", **ASKED}
+    with pytest.raises(BadInput, match=r"2 damaged files: .*n01440764/001.png.*n15075141/001.png"):
+        ws.shift(target(Reader()), VAL, **asked)
+    assert not list((tmp_path / "o").rglob("*.parquet"))
+    with pytest.raises(BadInput, match=r"n01440764/001.png.*damaged or truncated"):
+        ws.shift(target(Reader()), VAL, look=False, **asked)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"limit": 0}, "limit: got 0"),
+        ({"block": True}, "block: got True"),
+        ({"workers": -1}, "workers: got -1"),
+        ({"crop": 2.0}, "crop: got 2.0"),
+        ({"interpolation": "cubic"}, "Did you mean bicubic"),
+        ({"device": "tpu"}, "device: got 'tpu'"),
+        ({"benchmarks": []}, "benchmarks: got none"),
+        ({"benchmarks": [VAL, VAL]}, "imagenet, imagenet"),
+        ({"benchmarks": "imagnet"}, "Did you mean imagenet"),
+        ({"models": {}}, "at least one model"),
+        ({"models": {"a": Reader(classes=10)}}, "classes: the model has 10, the data has 1000"),
+        ({"models": {"a b": Reader(), "a?b": Reader()}}, "names that differ in more than punctuation"),
+        ({"models": nn.Sequential(nn.Flatten(), nn.Linear(7, 1000))}, "fails on inputs"),
+        ({"models": nn.Sequential(Reader(), nn.Softmax(1))}, "probabilities"),
+        ({"models": nn.Conv2d(1, 1000, 8)}, "fails on inputs"),
+    ],
+)
+def test_bad_input_is_refused_before_the_folder_is_made(tmp_path, change, said):
+    tree(tmp_path / "imagenet-val", VAL.subset or (), 2)
+    asked = {"models": target(Reader()), "benchmarks": VAL, "root": tmp_path, "out": tmp_path / "o", **ASKED, **change}
+    with pytest.raises(WithstandError, match=said):
+        ws.shift(asked.pop("models"), asked.pop("benchmarks"), **asked)
+    assert not (tmp_path / "o").exists()
+
+
+# Views ---------------------------------------------------------------------------------------------------------------
+
+
+def test_a_timm_model_says_itself_how_it_is_shown():
+    model = ws.load_model("timm:test_vit", pretrained=False)
+    config = model.model.model.pretrained_cfg if hasattr(model.model, "model") else model.model.pretrained_cfg
+    view = view_of(model, None, None, None)
+    assert (view.size, view.interpolation) == (config["input_size"][-1], config["interpolation"])
+    assert view.resize == int(config["input_size"][-1] / config["crop_pct"])
+    assert "published configuration" in view.source
+    given = view_of(model, None, 0.5, "bilinear")
+    assert (given.resize, given.interpolation) == (2 * view.size, "bilinear")
+    assert given.source.startswith("given")
+
+
+def test_other_models_are_shown_224_pixels_of_256_bilinear():
+    view = view_of(ws.load_model("torchvision:resnet18", pretrained=False), None, None, None)
+    assert (view.size, view.resize, view.interpolation) == (224, 256, "bilinear")
+
+
+def test_torchvisions_published_weights_say_it_too(monkeypatch):
+    from torchvision import models
+
+    build = models.get_model
+    monkeypatch.setattr(models, "get_model", lambda name, weights=None, **kw: build(name, weights=None, **kw))
+    view = view_of(ws.load_model("torchvision:resnet50"), None, None, None)
+    theirs = models.ResNet50_Weights.DEFAULT.transforms()
+    assert (view.size, view.resize, view.interpolation) == (224, 232, "bilinear")
+    assert ([view.size], [view.resize]) == (theirs.crop_size, theirs.resize_size)
+
+
+def test_a_crop_mode_that_is_not_known_is_refused():
+    model = target(Reader())
+    model.model.pretrained_cfg = {"input_size": (3, 8, 8), "crop_mode": "border", "crop_pct": 0.9}
+    with pytest.raises(BadInput, match="crop_mode"):
+        view_of(model, None, None, None)
+    assert view_of(model, None, 0.8, None).resize == 10
+
+
+# Requirements --------------------------------------------------------------------------------------------------------
+
+FOUND = {
+    "results": [
+        {"model": "m", "benchmark": "imagenet-a", "metric": "top1", "value": 0.2, "better": "higher"},
+        {"model": "n", "benchmark": "imagenet-a", "metric": "top1", "value": 0.1, "better": "higher"},
+        {"model": "m", "benchmark": "imagenet-c", "metric": "mce", "value": 70.0, "better": "lower"},
+    ]
+}
+
+
+@pytest.mark.parametrize(
+    ("requirement", "missed"),
+    [
+        ("imagenet-a=0.15", ["n"]),
+        ("m/imagenet-a=0.15", []),
+        ("imagenet-a:top1=0.3", ["m", "n"]),
+        ("imagenet-c:mce=70", []),
+        ("imagenet-c:mce=69", ["m"]),
+    ],
+)
+def test_requirements_say_which_results_are_worse(requirement, missed):
+    assert [text.split(" of ")[1][0] for text in misses(FOUND, requirement)] == missed
+
+
+@pytest.mark.parametrize(
+    "requirement", ["imagenet-a", "imagenet-a=x", "imagenet-b=1", "q/imagenet-a=1", "imagenet-c=1"]
+)
+def test_requirements_that_nothing_answers_are_refused(requirement):
+    with pytest.raises(BadInput, match="This run has imagenet-a:top1"):
+        misses(FOUND, requirement)
+
+
+def test_the_json_is_what_is_returned(tmp_path):
+    tree(tmp_path / "imagenet-val", VAL.subset or (), 2)
+    found = ws.shift(target(Reader()), VAL, root=tmp_path, out=tmp_path / "o", **ASKED)
+    assert json.loads((tmp_path / "o" / "shift.json").read_text()) == json.loads(json.dumps(found))
+    assert {p["model"] for p in found["published"]} >= {"ResNet-50", "ViT-B/16, DAT"}
