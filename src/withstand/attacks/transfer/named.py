@@ -35,7 +35,7 @@ class MI(PGD):
     active: bool = field(default=False, kw_only=True)
 
     reach: ClassVar[float] = 1.0
-    prepares: ClassVar[bool] = True
+    prepares: ClassVar[bool] = True  # type: ignore[override]
 
 
 @component("attack", "ni", systems=("transfer_baselines",))
