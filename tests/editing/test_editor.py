@@ -49,6 +49,14 @@ def test_every_edit_gives_a_picture_its_mask_and_its_measures(picture, kind, par
     assert torch.equal(mask, before[1])
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_other_floats_are_taken_as_float32(picture, dtype):
+    image, mask = picture
+    found = ObjectEditor().edit(image.to(dtype), mask, "background")
+    assert found.image.dtype == torch.float32
+    assert torch.equal(found.image[:, mask], image.to(dtype).float()[:, mask])
+
+
 def test_the_control_returns_the_object_over_its_filled_place(picture):
     image, mask = picture
     found = ObjectEditor().edit(image, mask, "identity")

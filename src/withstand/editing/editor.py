@@ -127,7 +127,7 @@ class ObjectEditor:
         """
         chain = check_steps(steps)
         check_image(image)
-        image = image.detach()
+        image = image.detach().float()
         found, problem = self.find(image, mask)
         if problem:
             return _skipped(image, found, problem)
