@@ -1,6 +1,7 @@
 """The pages that are made from the code and from recorded results, so that they cannot go stale."""
 
 import json
+import runpy
 from pathlib import Path
 from typing import IO, Any
 
@@ -98,3 +99,6 @@ with mkdocs_gen_files.open("results.md", "w") as page:
     for path in sorted((ROOT / "benchmarks/results").glob("*.json")):
         print(f"\n## Benchmark: {path.stem}\n", file=page)
         write(page, json.loads(path.read_text(encoding="utf-8")))
+
+with mkdocs_gen_files.open("figures/editing.png", "wb") as picture:
+    picture.write(runpy.run_path(str(ROOT / "docs/editing_grid.py"))["grid"]())

@@ -19,6 +19,7 @@ _HOMES = {
     "knn_classifier": "withstand.models",
     "load_data": "withstand.data",
     "corrupt": "withstand.corruptions",
+    "edit": "withstand.editing",
     "audit": "withstand.audit",
     "transfer": "withstand.audit.transfer",
     "fit_attack": "withstand.attacks.fit",
@@ -36,6 +37,7 @@ _MODULES = (
     "metrics",
     "corruptions",
     "detection",
+    "editing",
     "hardening",
     "representation",
     "training",
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
         corruptions,
         data,
         detection,
+        editing,
         hardening,
         index,
         metrics,
@@ -68,6 +71,7 @@ if TYPE_CHECKING:
     from withstand.audit.transfer import transfer
     from withstand.corruptions import corrupt
     from withstand.data import load_data
+    from withstand.editing import edit
     from withstand.hardening.harden import harden
     from withstand.models import count_passes, knn_classifier, load_model
     from withstand.random import Rows

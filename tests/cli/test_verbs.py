@@ -38,7 +38,7 @@ def test_help_and_lists_import_nothing_heavy(arguments):
 def test_help_names_every_verb(withstand):
     done = withstand("--help")
     assert done.code == 0
-    for verb in ("audit", "attack", "compare", "report", "list", "reproduce", "demo"):
+    for verb in ("audit", "attack", "compare", "report", "list", "reproduce", "demo", "edit"):
         assert verb in done.out
 
 

@@ -1,5 +1,6 @@
 """Complexity against its closed forms and a sum over plain numpy; the spectral painter against its definition."""
 
+import itertools
 import math
 
 import numpy as np
@@ -48,7 +49,7 @@ def test_the_spectrum_is_multiplied_as_defined(exponent, size):
 def test_complexity_grows_strictly_with_the_exponent_and_zero_changes_no_bit():
     scene = torch.rand(3, 32, 32, generator=G.manual_seed(2))
     found = [complexity(reshape_spectrum(scene, e)) for e in (-1, -0.5, -0.1, 0, 0.1, 0.5, 1)]
-    assert all(a < b for a, b in zip(found, found[1:]))
+    assert all(a < b for a, b in itertools.pairwise(found))
     assert torch.equal(reshape_spectrum(scene, 0), scene)
 
 
@@ -57,7 +58,7 @@ def test_the_painter_maps_lambda_to_the_exponent_and_stays_in_range():
     mask = torch.zeros(32, 32, dtype=torch.bool)
     painted = Spectral().paint(scene, scene, mask, 20.0, G)
     assert torch.equal(painted, reshape_spectrum(scene, 0.5).clamp(0, 1))
-    assert 0 <= painted.min()
+    assert painted.min() >= 0
     assert painted.max() <= 1
     assert torch.equal(Spectral().paint(scene, scene, mask, 0, G), scene)
     with pytest.raises(BadInput, match="complexity"):

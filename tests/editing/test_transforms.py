@@ -48,7 +48,7 @@ def test_an_ellipse_fits_at_any_rate_that_its_box_allows():
     start = placed(100, 100, 30, 40, 20, 20)  # a disc may take pi / 4 of the picture
     for wanted in (0.02, 0.1, 0.5, 0.75):
         assert rate(resize(start, wanted, "exact")) == pytest.approx(wanted, rel=0.05)
-    with pytest.raises(CannotMeet, match="does not|would not fit"):
+    with pytest.raises(CannotMeet, match="would not fit"):
         resize(start, 0.85, "exact")
 
 
@@ -119,7 +119,7 @@ def test_a_turned_object_is_kept_within_the_picture_or_refused():
     assert seen.top == 0
     assert seen.shape.shape == pytest.approx((50, 4), abs=1)
     bar[2:6] = True
-    with pytest.raises(CannotMeet, match="80 x 4|fit into the picture"):
+    with pytest.raises(CannotMeet, match="fit into the picture"):
         turn(Placement.as_it_is(bar), 90, "exact")
 
 
@@ -142,6 +142,7 @@ def test_published_sizes_are_within_0_015_and_stay_where_they_are_nearer():
     start = placed(100, 100, 30, 40, 40, 40)
     assert rate(resize(start, 0.05, "published")) == pytest.approx(0.05, abs=0.015)
     assert resize(start, rate(start) - 0.014, "published") is start
+    assert resize(start, rate(start) - 0.016, "published") is not start
     assert resize(start, rate(start) - 0.014, "exact") is not start
     edge = placed(100, 100, 0, 0, 40, 40)
     assert not resize(edge, 0.3, "published").silhouette().within(100, 100)
@@ -163,7 +164,7 @@ def test_a_move_is_exact_or_refused():
 @pytest.mark.parametrize("change", [lambda p: resize(p, 0.02, "exact"), lambda p: turn(p, 33, "exact")])
 def test_colours_of_the_object_are_not_mixed_with_what_was_around_it(change):
     mask = blob(90, 90, 20, 20, 44, 50).numpy()
-    image = np.where(mask[..., None], np.float32(0.8), np.float32(0.0)).repeat(3, 2)
+    image = np.where(mask[..., None], np.float32(0.8), np.float32(0.1)).repeat(3, 2)
     patch = change(Placement.as_it_is(mask)).cut_out(image)
     np.testing.assert_allclose(patch.pixels[patch.shape], 0.8, atol=1e-5)
     scene = np.full((90, 90, 3), 0.3, np.float32)

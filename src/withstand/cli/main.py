@@ -11,6 +11,7 @@ from withstand.cli import (
     compare,
     demo,
     detect,
+    edit,
     fit_attack,
     harden,
     index,
@@ -32,7 +33,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # drawing boxes would take longer than all the rest of --help
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (audit, demo, attack, fit_attack, transfer, harden, compare, report, list_, reproduce):
+for verb in (audit, demo, attack, fit_attack, transfer, edit, harden, compare, report, list_, reproduce):
     name = verb.__name__.rpartition(".")[2].strip("_").replace("_", "-")
     app.command(name, cls=SeveralValues if verb is transfer else None)(verb.run)
 app.add_typer(index.app, name="index")

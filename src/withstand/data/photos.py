@@ -94,7 +94,7 @@ class Fit:
 
 def decode(photo: Photo, fit: Fit) -> np.ndarray:
     """The pixels, uint8 [H, W, C]. Raises: BadInput that names the file where it is damaged."""
-    pixels = np.asarray(fit(_opened(photo).convert("RGB" if fit.channels == 3 else "L")))
+    pixels = np.asarray(fit(opened(photo).convert("RGB" if fit.channels == 3 else "L")))
     return pixels.reshape(*pixels.shape[:2], fit.channels)
 
 
@@ -114,11 +114,12 @@ def look(photo: Photo) -> tuple[int, int]:
     if deep:
         raise bad(str(photo), "more than 8 bits per channel", "8-bit images", "Convert it, e.g. to 8-bit PNG.")
     if not whole:
-        _opened(photo)
+        opened(photo)
     return height, width
 
 
-def _opened(photo: Photo) -> Image.Image:
+def opened(photo: Photo) -> Image.Image:
+    """The whole image, in the file's own mode. Raises: BadInput that names the file where it is damaged."""
     data = BytesIO(photo.read())
     try:
         image = Image.open(data)

@@ -5,15 +5,17 @@ from withstand.editing.contract import EditResult, Painter
 from withstand.editing.diffusion import DiffusersPainter
 from withstand.editing.dropped import dropped_accuracy
 from withstand.editing.editor import ObjectEditor
+from withstand.editing.folder import edit
 from withstand.editing.imagenet_e import build_imagenet_e
 from withstand.editing.inpaint import remove_object
 from withstand.editing.masks import GrabCut, as_mask
 from withstand.editing.procedural import texture
+from withstand.editing.segmenters import load_segmenter
 from withstand.editing.spectrum import Spectral, complexity
 
 __all__ = [
-    "DiffusersPainter",
     "Adversarial",
+    "DiffusersPainter",
     "EditResult",
     "GrabCut",
     "ObjectEditor",
@@ -23,6 +25,8 @@ __all__ = [
     "build_imagenet_e",
     "complexity",
     "dropped_accuracy",
+    "edit",
+    "load_segmenter",
     "remove_object",
     "texture",
 ]

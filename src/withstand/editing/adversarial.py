@@ -47,11 +47,12 @@ class Adversarial:
         generator: Generator,
         label: int | None = None,
     ) -> Tensor:
-        """See `Painter`. Raises: BadInput without a label."""
+        """See `Painter`; nothing is drawn. Raises: BadInput without a label."""
         if label is None:
             raise bad("label", None, "the true class", "An adversarial background leads away from it.")
         painted = self.base.paint(scene, image, mask, complexity, generator, label)
         start = torch.where(mask, image, painted)
-        attack = PGD(Masked(Linf(self.eps), ~mask), steps=self.steps, active=False)
-        seed = int(torch.randint(2**62, (), generator=generator))
-        return attack(self.guide, start[None], torch.tensor([label], device=start.device), seed=seed)[0]
+        attack = PGD(
+            Masked(Linf(self.eps), ~mask), steps=self.steps, random_start=False, keep="last", active=False
+        )  # the first point that fools the guide would be too weak for other models
+        return attack(self.guide, start[None], torch.tensor([label], device=start.device))[0]

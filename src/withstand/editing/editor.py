@@ -66,6 +66,21 @@ class ObjectEditor:
         if self.filling not in get_args(Filling):
             raise unknown("filling", self.filling, get_args(Filling))
 
+    def find(self, image: Tensor, mask: Any) -> tuple[Tensor, str]:
+        """The object, bool [H, W], and why nothing can be edited where it was looked for in vain, else "".
+
+        Raises: BadInput for a given mask that is unusable.
+        """
+        height, width = image.shape[1:]
+        if mask is not None:
+            given = as_mask(mask, height, width).to(image.device)
+            if problem := fault(given):
+                raise bad("mask", problem, "an object of 0.5 % to 90 % of the image")
+            return given, ""
+        found = as_mask((self.segmenter or GrabCut())(image), height, width, "what the segmenter found")
+        problem = fault(found)
+        return found.to(image.device), problem and f"no object found: {problem}"
+
     def edit(
         self,
         image: Tensor,
@@ -112,8 +127,8 @@ class ObjectEditor:
         """
         chain = check_steps(steps)
         check_image(image)
-        image = image.detach()
-        found, problem = self._mask(image, mask)
+        image = image.detach().float()
+        found, problem = self.find(image, mask)
         if problem:
             return _skipped(image, found, problem)
         draws = _Draws(self.seed, key)
@@ -129,18 +144,6 @@ class ObjectEditor:
                 scene = self.painter.paint(scene, front, shape, params["complexity"], draws(kind), label)
             front = torch.where(shape, front, scene)
         return EditResult(front, shape, float(shape.double().mean()), complexity(front))
-
-    def _mask(self, image: Tensor, mask: Any) -> tuple[Tensor, str]:
-        """The object, and why nothing can be done where it was looked for in vain."""
-        height, width = image.shape[1:]
-        if mask is not None:
-            given = as_mask(mask, height, width).to(image.device)
-            if problem := fault(given):
-                raise bad("mask", problem, "an object of 0.5 % to 90 % of the image")
-            return given, ""
-        found = as_mask((self.segmenter or GrabCut())(image), height, width, "what the segmenter found")
-        problem = fault(found)
-        return found.to(image.device), problem and f"no object found: {problem}"
 
     def _place(self, mask: Tensor, chain: list[tuple[str, dict[str, Any]]], draws: "_Draws") -> Placement:
         at = Placement.as_it_is(mask.cpu().numpy())
@@ -180,7 +183,7 @@ class ObjectEditor:
         else:
             picture, mask = chosen
             check_image(picture, "others")
-            found, problem = self._mask(picture, mask)
+            found, problem = self.find(picture, mask)
             scene = picture if problem else remove_object(picture, found, self.filling)
         return _covering(scene, height, width).to(image)
 
