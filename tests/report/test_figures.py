@@ -175,6 +175,16 @@ def test_stems_and_whiskers_of_bars_map_back_to_their_values():
     assert [x(float(e.get("x2"))) for e in whiskers] == pytest.approx([v + 0.1 for v in values], abs=1e-3)
 
 
+def test_differences_of_shares_that_are_negative_stay_beside_their_labels():
+    drawn = figures.bars("f", "t", [(0, "a", bars_data([-0.05, 0.3], unit="share"))]).wide
+    x = scale(drawn, "middle", "x")
+    ticks = [e for e in parts(drawn, "text", "middle") if "tick" in e.get("class")]
+    first = min(float(e.get("x")) for e in ticks)
+    assert all(e.text.endswith("%") for e in ticks)
+    assert all(float(e.get("x1")) >= first - 1e-6 for e in parts(drawn, "line", "whisker"))
+    assert [x(float(e.get("x2"))) for e in parts(drawn, "line", "stem")] == pytest.approx([-0.05, 0.3], abs=1e-3)
+
+
 def test_of_many_bars_the_lowest_are_drawn_and_the_table_keeps_all():
     values = [((37 * i) % 100) / 100 for i in range(100)]
     drawing = figures.bars("f", "t", [(0, "a", bars_data(values))])

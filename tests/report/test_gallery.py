@@ -70,6 +70,13 @@ def test_an_example_is_told_in_words():
     assert shot.distance == "1/255"
 
 
+def test_edits_are_called_edits(tmp_path):
+    items = [item(17, adversarial=png(tmp_path / "a.png"), condition={"edit": "0.05"}, distance=None)]
+    shot = gallery({"items": items, "after": "edited"}, tmp_path)[0][0]
+    assert shot.said == "Example 17: truly cat, predicted cat (90.0%) when clean, dog (80.0%) when edited; 0.05"
+    assert [i.name for i in shot.images] == ["edited"]
+
+
 def test_sparse_items_are_shown_with_what_they_have():
     shots, _ = gallery({"items": [{"id": 1, "label": 3, "adversarial_prediction": 3, "condition": "as given"}]}, None)
     assert (shots[0].fooled, shots[0].before, shots[0].distance) == (False, "—", "")

@@ -55,7 +55,7 @@ def run(
         list[str] | None,
         typer.Option(
             metavar="NAME=SPEC",
-            help="What checks need: surrogate=MODEL, guide=MODEL, ood=DATA, gallery=DATA.",
+            help="What checks need: surrogate=MODEL, guide=MODEL, ood=DATA, gallery=DATA, masks=DATA.",
         ),
     ] = None,
     task: Annotated[

@@ -149,11 +149,12 @@ def _in_words(s: Series, ticks: dict[Any, str], unit: str) -> str:
 
 
 def y_axis(drawn: Sequence[Series], unit: str, start: float, stop: float) -> tuple[svg.Axis, list[float]]:
-    """The value axis and its ticks: 0 to 100% for shares, else round numbers from zero (or below) up."""
-    if unit == "share":
-        return svg.Axis(0, 1, start, stop), [0, 0.25, 0.5, 0.75, 1]
+    """The value axis and its ticks: 0 to 100% for shares, else (and for differences of shares, which may be negative) round
+    numbers from zero or below up."""
     values = [v for s in drawn for v in (*s.y, *s.low, *s.high) if words.is_number(v)]
     low, high = min([0, *values]), max([0, *values])
+    if unit == "share" and low >= 0:
+        return svg.Axis(0, 1, start, stop), [0, 0.25, 0.5, 0.75, 1]
     ticks = svg.nice(low, high if high > low else low + 1)
     return svg.Axis(ticks[0], ticks[-1], start, stop), ticks
 
