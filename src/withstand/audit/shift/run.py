@@ -75,13 +75,13 @@ def _look(plan: ShiftPlan, store: Store) -> None:
     damaged: list[str] = []
     for name, stock in plan.stocks.items():
         for key, cell in stock.cells.items():
-            listing, mark = cell.listing(), store.folder / "prepared" / f"{slug(check_of(name, key))}.txt"
-            if mark.is_file() and mark.read_text(encoding="utf-8") == listing.digest:
+            mark = store.folder / "prepared" / f"{slug(check_of(name, key))}.txt"
+            if mark.is_file() and mark.read_text(encoding="utf-8") == stock.digests[key]:
                 continue
-            found = listing.damaged()
+            found = cell.listing().damaged()
             damaged += found
             if not found:
-                write_atomic(mark, listing.digest)
+                write_atomic(mark, stock.digests[key])
     if damaged:
         raise BadInput(f"{len(damaged):,} damaged files: " + "; ".join([some(damaged)]))
 
@@ -90,8 +90,8 @@ def _count(plan: ShiftPlan, store: Store) -> tuple[int, int]:
     """(outcomes that are there, all). Cells whose files are others than when they were scored are forgotten here."""
     done = total = 0
     for name, stock in plan.stocks.items():
-        for key, cell in stock.cells.items():
-            digest = cell.listing().digest
+        for key in stock.cells:
+            digest = stock.digests[key]
             n = plan.size(name, key)
             for model in plan.models:
                 folder = store.path(model, check_of(name, key), 0).parent

@@ -72,7 +72,7 @@ class Work:
             return
         listing, view = cell.listing(), plan.views[models[0]]
         chosen = plan.chosen(listing)
-        if len(chosen) != n:
+        if listing.digest != stock.digests[key]:
             raise BadInput(f"{cell.key or name}: the files changed while they were scored. Run the same command again.")
         condition: dict[str, Any] = {"benchmark": name}
         if cell.corruption is not None:

@@ -34,9 +34,9 @@ MANIFESTS = (MANIFEST, "edits.json")
 class Stock:
     """A benchmark as it lies on the disk.
 
-    cells: what is scored. images: in all cells together. identities: for each cell, a digest of the names of its images.
-    missing: what the whole set has and this one has not, or the other way round; nothing: it is complete. made: what
-    the manifest of a set says that was made here; None for a copy of the published one.
+    cells: what is scored. images: in all cells together. identities, digests: for each cell, of the names of its images, and
+    of names and sizes. missing: what the whole set has and this one has not, or the other way round. made: what the
+    manifest of a set says that was made here; None for a copy of the published one.
     """
 
     benchmark: Benchmark
@@ -44,6 +44,7 @@ class Stock:
     cells: Mapping[str, Cell]
     sizes: Mapping[str, int]
     identities: Mapping[str, str]
+    digests: Mapping[str, str]
     missing: Sequence[str]
     made: dict | None = None
 
@@ -76,12 +77,13 @@ def survey(
     cells, missing = _cells(benchmark, place, kinds, extra)
     sizes: dict[str, int] = {}
     identities: dict[str, str] = {}
+    digests: dict[str, str] = {}
     lacking: dict[str, list[str]] = {}
     for key, cell in cells.items():
         listing = cell.listing()
         for text in _lacking(benchmark, cell, listing.counts, len(listing)):
             lacking.setdefault(text, []).append(key)
-        sizes[key], identities[key] = len(listing), listing.identities
+        sizes[key], identities[key], digests[key] = len(listing), listing.identities, listing.digest
     missing += [f"{_cut(keys)}: {text}" if any(keys) else text for text, keys in lacking.items()]
     if not sum(sizes.values()):
         raise bad(str(place), "no images", f"those of {benchmark.name}")
@@ -95,7 +97,8 @@ def survey(
     manifests = [place / name for name in MANIFESTS if (place / name).is_file()]
     made = json.loads(manifests[0].read_text(encoding="utf-8")) if manifests else None
     sizes = {key: sizes[key] for key in filled}
-    return Stock(benchmark, place, filled, sizes, {k: identities[k] for k in filled}, tuple(missing), made)
+    identities = {key: identities[key] for key in filled}
+    return Stock(benchmark, place, filled, sizes, identities, digests, tuple(missing), made)
 
 
 def _cut(keys: Sequence[str]) -> str:
