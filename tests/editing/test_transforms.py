@@ -17,7 +17,7 @@ def placed(*numbers) -> Placement:
 
 
 def rate(at: Placement) -> float:
-    return float(at.silhouette().mask(*at.mask.shape).mean())
+    return float(at.silhouette.mask(*at.mask.shape).mean())
 
 
 @settings(max_examples=60, deadline=None)
@@ -38,7 +38,7 @@ def test_a_size_is_met_within_five_per_cent_and_nothing_is_cut_or_it_is_refused(
     except CannotMeet as reason:
         assert str(reason)  # noqa: PT017 (either is right)
         return
-    patch = made.silhouette()
+    patch = made.silhouette
     assert patch.within(*size)
     assert patch.shape.sum() == pytest.approx(wanted * mask.size, rel=0.01, abs=0.5)
     assert patch.shape.sum() == pytest.approx(wanted * mask.size, rel=0.05)
@@ -54,16 +54,16 @@ def test_an_ellipse_fits_at_any_rate_that_its_box_allows():
 
 def test_resizing_keeps_the_middle_where_there_is_room_and_borders_that_were_touched():
     free = placed(100, 100, 30, 40, 20, 20)
-    top, left, bottom, right = box(resize(free, 0.1, "exact").silhouette().mask(100, 100))
+    top, left, bottom, right = box(resize(free, 0.1, "exact").silhouette.mask(100, 100))
     assert (top + bottom) / 2 == pytest.approx(40, abs=1)
     assert (left + right) / 2 == pytest.approx(50, abs=1)
     corner = placed(100, 100, 0, 70, 30, 30)
-    top, left, bottom, right = box(resize(corner, 0.02, "exact").silhouette().mask(100, 100))
+    top, left, bottom, right = box(resize(corner, 0.02, "exact").silhouette.mask(100, 100))
     assert (top, right) == (0, 100)
     assert (bottom, 100 - left) == pytest.approx((16, 16), abs=2)
     band = np.zeros((100, 100), bool)
     band[40:60] = True  # both sides: it shrinks towards the middle
-    top, left, bottom, right = box(resize(Placement.as_it_is(band), 0.05, "exact").silhouette().mask(100, 100))
+    top, left, bottom, right = box(resize(Placement.as_it_is(band), 0.05, "exact").silhouette.mask(100, 100))
     assert (left + right) / 2 == pytest.approx(50, abs=1)
 
 
@@ -79,13 +79,13 @@ def test_the_present_size_and_no_turn_change_nothing():
 def test_full_is_the_largest_crop_of_the_pictures_shape():
     start = placed(60, 120, 20, 10, 20, 20)
     made = resize(start, "full", "exact")
-    top, left, bottom, right = box(made.silhouette().mask(60, 120))
+    top, left, bottom, right = box(made.silhouette.mask(60, 120))
     assert (bottom - top, right - left) == pytest.approx((60, 60), abs=1)
     assert top <= 1
     # the crop is 20 x 40 and leaves column 20, the middle of the object, where it is; but there is no room to its left
     assert left == 0
     wide = placed(60, 120, 40, 30, 10, 60)
-    top, left, bottom, right = box(resize(wide, "full", "exact").silhouette().mask(60, 120))
+    top, left, bottom, right = box(resize(wide, "full", "exact").silhouette.mask(60, 120))
     assert (left, right) == pytest.approx((0, 120), abs=1)
     assert (top + bottom) / 2 == pytest.approx(45, abs=1)  # where it was
     assert (bottom - top) == pytest.approx(20, abs=1)
@@ -98,7 +98,7 @@ def test_a_turn_is_counter_clockwise_about_the_middle_of_the_object(degrees):
     mask[40:52, 74:81] = True  # and a mark at its right end, upwards
     top, left, bottom, right = box(mask)
     middle = (top + bottom) / 2, (left + right) / 2
-    seen = turn(Placement.as_it_is(mask), degrees, "exact").silhouette().mask(101, 101)
+    seen = turn(Placement.as_it_is(mask), degrees, "exact").silhouette.mask(101, 101)
     y, x = np.nonzero(mask)
     a = math.radians(degrees)
     dy, dx = y + 0.5 - middle[0], x + 0.5 - middle[1]
@@ -114,7 +114,7 @@ def test_a_turn_is_counter_clockwise_about_the_middle_of_the_object(degrees):
 def test_a_turned_object_is_kept_within_the_picture_or_refused():
     bar = np.zeros((60, 80), bool)
     bar[2:6, 10:60] = True
-    seen = turn(Placement.as_it_is(bar), 90, "exact").silhouette()
+    seen = turn(Placement.as_it_is(bar), 90, "exact").silhouette
     assert seen.within(60, 80)
     assert seen.top == 0
     assert seen.shape.shape == pytest.approx((50, 4), abs=1)
@@ -126,11 +126,11 @@ def test_a_turned_object_is_kept_within_the_picture_or_refused():
 def test_published_turns_are_about_the_middle_of_the_picture_and_may_cut():
     mark = np.zeros((100, 100), bool)
     mark[10:20, 45:55] = True
-    seen = turn(Placement.as_it_is(mark), 90, "published").silhouette().mask(100, 100)
+    seen = turn(Placement.as_it_is(mark), 90, "published").silhouette.mask(100, 100)
     assert box(seen) == pytest.approx((45, 10, 55, 20), abs=1)  # from above to the left
     corner = np.zeros((100, 100), bool)
     corner[0:20, 0:20] = True
-    seen = turn(Placement.as_it_is(corner), 45, "published").silhouette()
+    seen = turn(Placement.as_it_is(corner), 45, "published").silhouette
     assert not seen.within(100, 100)
     corner[:] = False
     corner[0:8, 0:8] = True
@@ -145,14 +145,14 @@ def test_published_sizes_are_within_0_015_and_stay_where_they_are_nearer():
     assert resize(start, rate(start) - 0.016, "published") is not start
     assert resize(start, rate(start) - 0.014, "exact") is not start
     edge = placed(100, 100, 0, 0, 40, 40)
-    assert not resize(edge, 0.3, "published").silhouette().within(100, 100)
+    assert not resize(edge, 0.3, "published").silhouette.within(100, 100)
     assert rate(resize(start, 0.89, "published")) == rate(resize(start, "full", "published"))  # more than there can be
 
 
 def test_a_move_is_exact_or_refused():
     start = placed(60, 80, 10, 20, 30, 24)
     made = move(start, 30, 56)
-    assert box(made.silhouette().mask(60, 80)) == (30, 56, 60, 80)
+    assert box(made.silhouette.mask(60, 80)) == (30, 56, 60, 80)
     assert not made.resampled
     assert room(start) == (31, 57)
     with pytest.raises(CannotMeet, match="30 x 24 pixels would be cut"):
@@ -191,3 +191,14 @@ def test_one_resampling_of_a_chain_is_sharper_than_two():
     both = turn(turn(Placement.as_it_is(mask), 20, "exact"), -20, "exact")
     assert not both.resampled  # it is as it was, which two resamplings would not be
     np.testing.assert_array_equal(both.cut_out(image).pixels, image[16:48, 16:48])
+
+
+@pytest.mark.parametrize(("scale", "degrees"), [(1, 0), (1, 90), (0.7, 0), (1.3, 33), (1, 45)])
+def test_a_shifted_object_is_what_it_would_be_found_to_be_there(scale, degrees):
+    mask = blob(60, 61, 10, 12, 21, 30).numpy()
+    start = Placement(mask, scale, degrees, 20.5, 27.25)
+    moved = start.moved_by(7, 2)
+    fresh = Placement(mask, scale, degrees, moved.row, moved.column)
+    for seen in (moved.silhouette, moved.cut_out(np.full((60, 61, 3), 0.4, np.float32))):
+        np.testing.assert_array_equal(seen.mask(60, 61), fresh.silhouette.mask(60, 61))
+        assert (seen.top, seen.left) == (start.silhouette.top + 7, start.silhouette.left + 2)

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal
 
 import cv2
@@ -49,43 +50,46 @@ class Placement:
         here = Placement.as_it_is(self.mask)
         return self.resampled or self.degrees % 360 != 0 or (self.row, self.column) != (here.row, here.column)
 
+    @cached_property
     def silhouette(self) -> "Patch":
         """The object's shape where it is to stand, without its colours."""
-        return self._cut(None)
-
-    def cut_out(self, image: np.ndarray) -> "Patch":
-        """The object as it is to stand. image: float32 [H, W, 3], its source."""
-        return self._cut(image)
-
-    def _cut(self, image: np.ndarray | None) -> "Patch":
         y0, x0, y1, x1 = box(self.mask)
         inside = self.mask[y0:y1, x0:x1]
         if not self.resampled:
             shape = np.rot90(inside, round(self.degrees / 90))
-            pixels = None if image is None else np.rot90(image[y0:y1, x0:x1], round(self.degrees / 90))
             h, w = shape.shape
-            return Patch(shape, round(self.row - h / 2), round(self.column - w / 2), pixels)
-        # Colours are weighted with the mask before they are mixed, so that no background colours the object's edge.
+            return Patch(shape, math.floor(self.row - h / 2 + 0.5), math.floor(self.column - w / 2 + 0.5), None)
+        layers, y, x = self._warped(None)
+        shape = _heaviest(layers[..., 0], round(int(inside.sum()) * self.scale**2))
+        top, left, bottom, right = box(shape)
+        return Patch(shape[top:bottom, left:right], y + top, x + left, None)
+
+    def cut_out(self, image: np.ndarray) -> "Patch":
+        """The object as it is to stand. image: float32 [H, W, 3], its source."""
+        patch = self.silhouette
+        if not self.resampled:
+            y0, x0, y1, x1 = box(self.mask)
+            return replace(patch, pixels=np.rot90(image[y0:y1, x0:x1], round(self.degrees / 90)))
+        layers, y, x = self._warped(image)
+        h, w = patch.shape.shape
+        layers = layers[patch.top - y : patch.top - y + h, patch.left - x : patch.left - x + w]
+        return replace(patch, pixels=np.clip(layers[..., 1:] / np.maximum(layers[..., :1], 1e-6), 0, 1))
+
+    def _warped(self, image: np.ndarray | None) -> tuple[np.ndarray, int, int]:
+        """The share of each pixel that is the object's, [h, w, 1], and with an image [h, w, 4] its colours times that, so
+        that no background colours the object's edge; and where the upper left of these pixels lies in the picture."""
+        y0, x0, y1, x1 = box(self.mask)
         edge = 2 + math.ceil(2 / self.scale)
-        weight = np.pad(inside, edge).astype(np.float32)
+        weight = np.pad(self.mask[y0:y1, x0:x1], edge).astype(np.float32)
         layers = weight[..., None]
         if image is not None:
             layers = np.dstack([weight, np.pad(image[y0:y1, x0:x1], ((edge, edge), (edge, edge), (0, 0)))])
             layers[..., 1:] *= weight[..., None]
         if self.scale < 1:  # pixels between the new ones count too
             layers = cv2.GaussianBlur(layers, (0, 0), max(0.1, (1 / self.scale - 1) / 2))
-            layers = layers.reshape(*weight.shape, -1)
-        h, w = weight.shape
-        matrix, y, x, size = self._canvas(h, w)
+        matrix, y, x, size = self._canvas(*weight.shape)
         layers = cv2.warpAffine(layers, matrix, size, flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
-        layers = layers.reshape(size[1], size[0], -1)
-        shape = _heaviest(layers[..., 0], round(int(inside.sum()) * self.scale**2))
-        top, left, bottom, right = box(shape)
-        pixels = None
-        if image is not None:
-            layers = layers[top:bottom, left:right]
-            pixels = np.clip(layers[..., 1:] / np.maximum(layers[..., :1], 1e-6), 0, 1)
-        return Patch(shape[top:bottom, left:right], y + top, x + left, pixels)
+        return layers.reshape(size[1], size[0], -1), y, x
 
     def _canvas(self, h: int, w: int) -> tuple[np.ndarray, int, int, tuple[int, int]]:
         """For a source of that size around the object's box: the map from a canvas back to it, the canvas's corner in the
@@ -94,15 +98,18 @@ class Placement:
         c, s = math.cos(turn), math.sin(turn)
         half_h = (abs(c) * h + abs(s) * w) * self.scale / 2
         half_w = (abs(s) * h + abs(c) * w) * self.scale / 2
-        y, x = math.floor(self.row - half_h), math.floor(self.column - half_w)
-        size = math.ceil(self.column + half_w) - x, math.ceil(self.row + half_h) - y
+        y, x = math.floor(self.row - half_h) - 1, math.floor(self.column - half_w) - 1
+        size = math.ceil(self.column + half_w) + 1 - x, math.ceil(self.row + half_h) + 1 - y
         back = np.array([[c, -s], [s, c]]) / self.scale  # of (x, y), y downwards
         middle = np.array([self.column - x - 0.5, self.row - y - 0.5])  # pixel i has its middle at i in opencv
         start = np.array([w / 2 - 0.5, h / 2 - 0.5]) - back @ middle
         return np.column_stack([back, start]), y, x, size
 
     def moved_by(self, down: int, right: int) -> "Placement":
-        return replace(self, row=self.row + down, column=self.column + right)
+        made = replace(self, row=self.row + down, column=self.column + right)
+        known = self.silhouette  # whole pixels leave the shape as it is, which costs time to find
+        made.__dict__["silhouette"] = replace(known, top=known.top + down, left=known.left + right)
+        return made
 
 
 @dataclass(frozen=True)
@@ -210,9 +217,9 @@ def move(at: Placement, top: int, left: int) -> Placement:
 
     Raises: CannotMeet where the object would be cut.
     """
-    patch = at.silhouette()
+    patch = at.silhouette
     made = at.moved_by(top - patch.top, left - patch.left)
-    if not made.silhouette().within(*at.mask.shape):
+    if not made.silhouette.within(*at.mask.shape):
         h, w = patch.shape.shape
         height, width = at.mask.shape
         raise CannotMeet(
@@ -226,7 +233,7 @@ def room(at: Placement) -> tuple[int, int]:
 
     Raises: CannotMeet where there is only the one that it has.
     """
-    (h, w), (height, width) = at.silhouette().shape.shape, at.mask.shape
+    (h, w), (height, width) = at.silhouette.shape.shape, at.mask.shape
     rows, columns = height - h + 1, width - w + 1
     if min(rows, columns) < 1 or rows * columns == 1:
         raise CannotMeet("the object reaches across the whole picture: there is no other place for it")
@@ -235,7 +242,7 @@ def room(at: Placement) -> tuple[int, int]:
 
 def _full(at: Placement) -> Placement:
     """Zoomed until the box spans the picture in one direction, about the one point that the crop leaves where it is."""
-    patch, (height, width) = at.silhouette(), at.mask.shape
+    patch, (height, width) = at.silhouette, at.mask.shape
     h, w = patch.shape.shape
     tall = height * w <= width * h
     zoom = height / h if tall else width / w
@@ -247,7 +254,7 @@ def _full(at: Placement) -> Placement:
     row, column = row + zoom * (at.row - middle_row), column + zoom * (at.column - middle_column)
     made = replace(at, scale=at.scale * zoom, row=row, column=column)
     for _ in range(3):  # rounding may have made it a pixel too large
-        h, w = made.silhouette().shape.shape
+        h, w = made.silhouette.shape.shape
         if h <= height and w <= width:
             break
         made = replace(made, scale=made.scale * min(height / h, width / w) * 0.999)
@@ -276,7 +283,7 @@ def _published_resize(at: Placement, rate: float, now: float) -> Placement:
 
 
 def _visible_rate(at: Placement) -> float:
-    return float(at.silhouette().mask(*at.mask.shape).mean())
+    return float(at.silhouette.mask(*at.mask.shape).mean())
 
 
 def _not_huge(at: Placement, factor: float, problem: str) -> None:
@@ -295,7 +302,7 @@ def _not_huge(at: Placement, factor: float, problem: str) -> None:
 
 def _anchored(before: Placement, after: Placement) -> Placement:
     """Where the object touched one of two opposite borders, it still does."""
-    old, new = before.silhouette(), after.silhouette()
+    old, new = before.silhouette, after.silhouette
     shift = []
     for axis, (start, begin) in enumerate(((old.top, new.top), (old.left, new.left))):
         side, length, now = before.mask.shape[axis], old.shape.shape[axis], new.shape.shape[axis]
@@ -306,7 +313,7 @@ def _anchored(before: Placement, after: Placement) -> Placement:
 
 def _kept(at: Placement, problem: str) -> Placement:
     """Moved by as little as puts all of it into the picture. Raises: CannotMeet with the problem where it is too large."""
-    patch, (height, width) = at.silhouette(), at.mask.shape
+    patch, (height, width) = at.silhouette, at.mask.shape
     h, w = patch.shape.shape
     if h > height or w > width:
         raise CannotMeet(f"{problem} of {height} x {width}: its box has {h} x {w} pixels")

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import withstand as ws
-from withstand.attacks.engine.prepare import prepared
+from withstand.attacks.engine.prepare import _agree, prepared
 from withstand.random import Rows
 
 
@@ -91,6 +91,40 @@ def test_models_with_hooks_without_norms_or_that_cannot_be_copied_are_left_alone
 def test_the_call_counts_not_the_module_behind_it():
     net = made()
     assert prepared(lambda z: net(z) * 2, net, X) is None
+
+
+@pytest.mark.parametrize(("weight", "agree"), [(1e-3, True), (0.1, False)])
+def test_a_unit_within_rounding_of_its_kink_is_no_reason_to_refuse_a_copy(weight, agree):
+    """The two agree on the logits to 1e-8, and differ in the gradient by the weight of one unit that turns on."""
+    x = Rows.count(0, 4).uniform((3,), "x")
+
+    def at(shift):
+        return lambda z: torch.cat([z, weight * torch.relu(z[:, :1] - x[:, :1] + shift)], 1)
+
+    assert _agree(at(0.0), at(1e-8), x) is agree  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("settings", "copies"),
+    [
+        ({}, True),
+        ({"steps": 9}, False),
+        ({"steps": 5, "restarts": 2}, True),
+        ({"keep": "last", "active": False}, False),
+    ],
+)
+def test_pgd_searches_a_copy_where_it_pays(settings, copies, monkeypatch):
+    from withstand.attacks.engine import run
+
+    asked, net = [], made()
+    monkeypatch.setattr(run, "prepared", lambda call, module, x: asked.append(1) or prepared(call, module, x))
+    attack = ws.attacks.PGD(ws.Linf(0.02), random_start=False, **settings)
+    found = attack.run(net, X, net(X).argmax(1))
+    assert bool(asked) is copies
+    monkeypatch.setattr(run, "prepared", lambda call, module, x: None)
+    alone = attack.run(net, X, net(X).argmax(1))
+    assert torch.equal(found.success, alone.success)
+    assert torch.allclose(found.x_adv, alone.x_adv, atol=1e-5)
 
 
 def test_later_changes_of_the_model_are_seen():
