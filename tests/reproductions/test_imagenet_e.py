@@ -3,6 +3,7 @@ from dataclasses import asdict
 import pytest
 import torch
 
+from withstand.data import load_data
 from withstand.editing.imagenet_e import EDITS, PLAIN
 from withstand.report.files import svg_file
 from withstand.reproductions import imagenet_e as system
@@ -63,6 +64,18 @@ def test_objects_are_the_same_pixels_on_other_scenes():
     assert torch.equal(x, other)
     assert float(x.min()) >= 0
     assert float(x.max()) <= 1
+
+
+def test_scenes_tell_nothing_of_the_objects():
+    n = 300
+    labels = load_data("digits", split="train", limit=n, seed=0).batch(range(n)).y
+    known = load_data("digits", split="train").batch(range(1200))
+    behind = system._scenes({**S, "scenes": "digits"}, "train", n, 0)
+    found = torch.cdist(behind.flatten(1), known.x.flatten(1)).argmin(1)
+    table = torch.zeros(10, 10)
+    for mine, other in zip(labels.tolist(), known.y[found].tolist()):
+        table[mine, other] += 1
+    assert (table.amax(1) / table.sum(1)).mean() < 0.4  # 1.0 where each class has a scene class of its own
 
 
 def test_noise_is_as_strong_as_the_edit():

@@ -192,7 +192,9 @@ def _scenes(s: Mapping[str, Any], part: str, n: int, seed: int) -> Tensor:
         generators = Rows.count(derive(seed, part, "scene"), n).generators("texture")
         return torch.stack([texture(s["side"], s["side"], g) for g in generators])
     data = load_data(s["scenes"], split=part, limit=n, seed=derive(seed, "scenes") & 0x7FFFFFFF)
-    return data.batch(np.arange(n) % len(data)).x
+    draw = torch.Generator().manual_seed(derive(seed, part, "scene order"))
+    # Stratified samples come class by class in turn, objects and scenes alike: side by side the one would tell the other.
+    return data.batch((torch.randperm(n, generator=draw) % len(data)).numpy()).x
 
 
 # Networks ------------------------------------------------------------------------------------------------------------
