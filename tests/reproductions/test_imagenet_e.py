@@ -66,16 +66,20 @@ def test_objects_are_the_same_pixels_on_other_scenes():
     assert float(x.max()) <= 1
 
 
-def test_scenes_tell_nothing_of_the_objects():
-    n = 300
-    labels = load_data("digits", split="train", limit=n, seed=0).batch(range(n)).y
-    known = load_data("digits", split="train").batch(range(1200))
-    behind = system._scenes({**S, "scenes": "digits"}, "train", n, 0)
-    found = torch.cdist(behind.flatten(1), known.x.flatten(1)).argmin(1)
+@pytest.mark.data
+def test_scenes_tell_nothing_of_the_objects(data_root):
+    s, n = system.SCALES["cpu"], 300
+    if not all(list((data_root / "vision").glob(f"{name}*")) for name in ("fashion_mnist", "cifar10_test")):
+        pytest.skip(f"needs Fashion-MNIST and CIFAR-10 in {data_root}")
+    labels = load_data(s["objects"], data_root, "test", limit=n, seed=0).labels
+    known = load_data("cifar10", data_root, "test")
+    behind = system._scenes(s, "test", n, 0)
+    every = known.batch(range(len(known)))
+    found = torch.cat([torch.cdist(z, every.x.flatten(1)).argmin(1) for z in behind.flatten(1).split(100)])
     table = torch.zeros(10, 10)
-    for mine, other in zip(labels.tolist(), known.y[found].tolist()):
+    for mine, other in zip(labels.tolist(), every.y[found].tolist()):
         table[mine, other] += 1
-    assert (table.amax(1) / table.sum(1)).mean() < 0.4  # 1.0 where each class has a scene class of its own
+    assert (table.amax(1) / table.sum(1)).mean() < 0.45  # 1.0 where each class has a scene class of its own
 
 
 def test_noise_is_as_strong_as_the_edit():
