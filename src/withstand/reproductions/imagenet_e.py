@@ -40,7 +40,7 @@ SCALES: dict[str, dict[str, Any]] = {
     },
     "cpu": {
         "objects": "fashion-mnist", "scenes": "cifar10", "side": 40, "object": 24, "train": 4000, "test": 400,
-        "epochs": 10, "width": 12,
+        "epochs": 20, "width": 12,
     },
     "gpu": {
         "objects": "fashion-mnist", "scenes": "cifar10", "side": 48, "object": 28, "train": 30_000, "test": 1000,
