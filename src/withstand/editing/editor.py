@@ -228,6 +228,8 @@ def check_steps(steps: Sequence[Step]) -> list[tuple[str, dict[str, Any]]]:
             _check_number("degrees", full["degrees"], 'a number of degrees, counter-clockwise, or "random"')
         elif kind == "background":
             _check_number("complexity", full["complexity"], "a finite number, e.g. -20 (plainer) or 20 (busier)")
+            if not isinstance(full["remove"], bool):
+                raise bad("remove", repr(full["remove"]), "True or False")
         made.append((kind, full))
     if not made:
         raise bad("steps", "none", "at least one (kind, parameters)")
