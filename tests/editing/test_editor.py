@@ -207,7 +207,7 @@ def test_an_adversarial_background_fools_its_guide_more_and_leaves_the_object_al
     with pytest.raises(BadInput, match="guide"):
         Adversarial(None)
     only_small = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 2))
-    with pytest.raises(BadInput, match="guide: .* fails on an image of 96 x 128 pixels"):
+    with pytest.raises(BadInput, match=r"guide: .* fails on an image of 96 x 128 pixels"):
         ObjectEditor(Adversarial(only_small)).edit(image, mask, "background", label=1)
     with pytest.raises(BadInput, match="labels below 2"):
         ObjectEditor(painter).edit(image, mask, "background", label=2)
