@@ -41,7 +41,7 @@ def bad(argument: str, got: object, allowed: str, mend: str = "") -> BadInput:
 def unknown(what: str, name: str, known: Iterable[str]) -> BadInput:
     """The error for a name that nobody registered, with the nearest names that exist."""
     known = sorted(known)
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
     hint = f"Did you mean {' or '.join(near)}?" if near else "Known: " + ", ".join(known)
     return BadInput(f"{what}: there is no {name!r}. {hint}")
 

@@ -206,6 +206,11 @@ def test_an_adversarial_background_fools_its_guide_more_and_leaves_the_object_al
             Adversarial(guide, **bad_field)
     with pytest.raises(BadInput, match="guide"):
         Adversarial(None)
+    only_small = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 2))
+    with pytest.raises(BadInput, match=r"guide: .* fails on an image of 96 x 128 pixels"):
+        ObjectEditor(Adversarial(only_small)).edit(image, mask, "background", label=1)
+    with pytest.raises(BadInput, match="labels below 2"):
+        ObjectEditor(painter).edit(image, mask, "background", label=2)
 
 
 def test_what_a_picture_does_not_allow_is_skipped_with_its_reason(picture):
@@ -271,6 +276,7 @@ def test_bad_images_and_masks_are_refused(picture, change, said):
         ("direction", {"degrees": float("nan")}, "degrees"),
         ("direction", {"degrees": "left"}, "degrees"),
         ("background", {"complexity": None}, "complexity"),
+        ("background", {"remove": "no"}, "remove"),
     ],
 )
 def test_bad_steps_are_refused(kind, params, said):

@@ -15,30 +15,12 @@ from PIL import Image
 from torch import nn
 
 import withstand as ws
-from tests.editing.pictures import blob, scene
+from tests.editing.pictures import photo
 from withstand.editing import ObjectEditor
 from withstand.editing.folder import COLUMNS, read_steps
 from withstand.errors import BadInput, WithstandError
 
 CHAIN = {"size": 0.05, "position": "random", "direction": 45, "background": "complex:20"}
-
-
-def photo(seed: int, height: int = 48, width: int = 64) -> tuple[Image.Image, Image.Image]:
-    ground, mask = scene(height, width, seed), blob(height, width, 12 + seed % 3, 20, 20, 24)
-    red = torch.tensor([0.9, 0.1, 0.1])[:, None, None]
-    pixels = torch.where(mask, red, ground).mul(255).round().byte().permute(1, 2, 0).numpy()
-    return Image.fromarray(pixels), Image.fromarray(mask.numpy().astype(np.uint8) * 255)
-
-
-@pytest.fixture
-def folder(tmp_path) -> Path:
-    """Four photographs in two class folders under photos/, and their masks under masks/."""
-    for i, name in enumerate(("cat/a", "cat/b", "dog/c", "dog/d")):
-        for image, place in zip(photo(i), ("photos", "masks")):
-            file = tmp_path / place / f"{name}.png"
-            file.parent.mkdir(parents=True, exist_ok=True)
-            image.save(file)
-    return tmp_path
 
 
 def pixels(file: Path) -> np.ndarray:
@@ -217,103 +199,62 @@ def test_what_is_found_or_not_found_is_told(folder):
     assert all(r["skipped"] and r["rate_after"] is None for r in rows)
 
 
-MODES = {
-    "grey.png": (lambda im: im.convert("L"), {}, "grey made RGB"),
-    "bits.png": (lambda im: im.convert("1"), {}, "grey made RGB"),
-    "cmyk.jpg": (lambda im: im.convert("CMYK"), {}, "CMYK made RGB"),
-    "palette.png": (lambda im: im.convert("P"), {}, "palette made RGB"),
-    "alpha.png": (lambda im: im.convert("RGBA"), {}, "transparency left out"),
-    "plain.webp": (lambda im: im, {"lossless": True}, ""),
-}
+def damage_inside(file: Path) -> None:
+    """A photograph as JPEG whose ends are whole, and whose middle no decoder takes."""
+    photo(0)[0].save(file, format="JPEG")
+    held = file.read_bytes()
+    scan = held.find(b"\xff\xda") + 20
+    file.write_bytes(held[:scan] + b"\xff\xc0\0\1" * 50 + held[scan + 200 :])
 
 
-@pytest.mark.parametrize("name", MODES)
-def test_other_kinds_of_pictures_are_converted_with_a_note(tmp_path, name):
-    change, options, note = MODES[name]
-    image, mask = photo(0)
-    change(image).save(tmp_path / name, **options)
-    mask.save(tmp_path / "mask.png")
-    (row,) = ws.edit(tmp_path / name, tmp_path / "out", masks=tmp_path / "mask.png", size=0.05)
-    assert row["notes"] == note
-    assert not row["skipped"]
-    made = Image.open(tmp_path / "out" / "images" / Path(name).with_suffix(".png"))
-    assert (made.mode, made.size) == ("RGB", (64, 48))
+def test_damage_that_only_decoding_shows_costs_one_picture_and_not_the_run(folder):
+    damage_inside(folder / "photos" / "cat" / "inside.jpg")
+    (row,) = [r for r in ws.edit(folder / "photos", folder / "out", size=0.05) if r["skipped"]]
+    assert row["file"] == "cat/inside.jpg"
+    assert "damaged or truncated" in row["reason"]
+    assert row["rate_before"] is None
+    held = list(csv.DictReader((folder / "out" / "manifest.csv").open()))
+    assert len(held) == 5
+    (folder / "two").mkdir()
+    damage_inside(folder / "two" / "inside.jpg")
+    photo(1)[0].save(folder / "two" / "whole.png")
+    rows = ws.edit(folder / "two", folder / "out2", background="random")
+    assert "no scene to be had of another picture: " in rows[1]["reason"]
 
 
-@pytest.mark.parametrize("tag", range(2, 9))
-def test_pictures_that_lie_on_their_side_are_turned_upright_with_a_note(tmp_path, tag):
-    image, mask = photo(0)
-    exif = Image.Exif()
-    exif[0x0112] = tag
-    back = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}[tag]  # what undoes it, as a Transpose
-    stored = image.transpose(Image.Transpose(back))
-    stored.save(tmp_path / "side.png", exif=exif)
-    mask.save(tmp_path / "mask.png")
-    (row,) = ws.edit(tmp_path / "side.png", tmp_path / "out", masks=tmp_path / "mask.png", background="plain:0")
-    assert row["notes"] == "turned upright, as its EXIF tag says"
-    made, where = np.asarray(Image.open(tmp_path / "out" / "images" / "side.png")), np.asarray(mask) > 127
-    assert np.array_equal(made[where], np.asarray(image)[where])
-    if tag >= 5:
-        mask.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "mask.png")
-        with pytest.raises(BadInput, match="64 x 48 pixels; allowed: 48 x 64"):
-            ws.edit(tmp_path / "side.png", tmp_path / "no", masks=tmp_path / "mask.png", size=0.05)
-
-
-def deep_grey(file):
-    Image.fromarray(np.full((48, 64), 40000, np.uint16)).save(file)
-
-
-def deep_colour(file):
-    import cv2
-
-    cv2.imwrite(str(file), np.full((48, 64, 3), 40000, np.uint16))
-
-
-def animated(file):
-    photo(0)[0].save(file, format="GIF", save_all=True, append_images=[photo(1)[0]])
-
-
-def truncated(file):
-    photo(0)[0].save(file, format="PNG")
-    file.write_bytes(file.read_bytes()[:-400])
-
-
-def text(file):
-    file.write_text("no picture")
-
-
-@pytest.mark.parametrize(
-    ("make", "said"),
-    [
-        (deep_grey, "more than 8 bits"),
-        (deep_colour, "more than 8 bits"),
-        (animated, "an animation of 2 frames"),
-        (truncated, "damaged or truncated"),
-        (text, "not an image"),
-    ],
-)
-def test_files_that_cannot_be_edited_are_refused_by_name_before_any_work(folder, make, said):
-    make(folder / "photos" / "dog" / "bad.png")
-    with pytest.raises(BadInput, match=rf"bad\.png.*{said}"):
-        ws.edit(folder / "photos", folder / "out", size=0.05)
-    assert not (folder / "out").exists()
-
-
-def test_masks_that_do_not_belong_are_refused_by_name_before_any_work(folder):
-    given = {"masks": folder / "masks", "size": 0.05}
-    (folder / "masks" / "dog" / "c.png").rename(folder / "masks" / "dog" / "x.png")
-    with pytest.raises(BadInput, match=r"without a mask for dog/c\.png"):
-        ws.edit(folder / "photos", folder / "out", **given)
-    Image.new("L", (64, 47), 255).save(folder / "masks" / "dog" / "c.png")
-    with pytest.raises(BadInput, match=r"c\.png: got 47 x 64 pixels; allowed: 48 x 64 pixels"):
-        ws.edit(folder / "photos", folder / "out", **given)
-    Image.new("L", (64, 48), 255).save(folder / "masks" / "dog" / "c.png")
-    Image.new("L", (64, 48), 127).save(folder / "masks" / "dog" / "d.png")
+def test_pictures_that_were_taken_away_are_made_again(folder):
+    given = {"masks": folder / "masks", **CHAIN}
     rows = ws.edit(folder / "photos", folder / "out", **given)
-    assert [(r["file"], r["reason"].split(":")[0]) for r in rows if r["skipped"]] == [
-        ("dog/c.png", "the mask is full"),
-        ("dog/d.png", "the mask is empty"),
-    ]
+    held = {name: data for name, data in everything(folder / "out").items() if not name.startswith(".")}
+    (folder / "out" / "images" / "cat" / "a.png").unlink()
+    (folder / "out" / "masks" / "dog" / "c.png").unlink()
+    seen = []
+    assert ws.edit(folder / "photos", folder / "out", report=lambda n, _: seen.append(n), **given) == rows
+    assert seen == [2, 3, 4]
+    assert {n: d for n, d in everything(folder / "out").items() if not n.startswith(".")} == held
+
+
+def test_processes_know_their_owner_even_if_it_was_killed_before_they_were_up(folder, monkeypatch):
+    from withstand.editing import folder as module
+
+    given = []
+
+    class Pool:
+        def __init__(self, workers, context, start, arguments):
+            given.extend(arguments)
+            raise module.BrokenProcessPool("ended.")
+
+    monkeypatch.setattr(module, "ProcessPoolExecutor", Pool)
+    with pytest.raises(WithstandError, match=r"time: ended\. With less memory .* __name__ == '__main__'"):
+        ws.edit(folder / "photos", folder / "out", masks=folder / "masks", size=0.05, jobs=2)
+    assert given[-1] == os.getpid()
+    program = "import sys\nfrom withstand.editing import folder\nfolder._end_with(int(sys.argv[1]))"
+    ended = subprocess.run(
+        [sys.executable, "-c", program, str(os.getppid())],  # any process but its parent
+        env=os.environ | {"PYTHONPATH": ":".join(sys.path)},
+        timeout=60,
+    )
+    assert ended.returncode == 1
 
 
 def test_two_pictures_of_one_name_and_missing_places_are_refused(folder, tmp_path):
@@ -339,6 +280,11 @@ def test_two_pictures_of_one_name_and_missing_places_are_refused(folder, tmp_pat
         ({"background": "simple"}, "plain:20"),
         ({"background": "complex:-3"}, "number >= 0"),
         ({"background": "complex:x"}, "number >= 0"),
+        ({"background": "complex:401"}, "<= 400"),
+        ({"background": 20}, "plain:20"),
+        ({"size": 0.05, "seed": "a"}, "seed: got 'a'"),
+        ({"size": 0.05, "seed": 1.5}, "seed: got 1.5"),
+        ({"size": 0.05, "variant": None}, "published"),
         ({"background": "random:3"}, "plain:20"),
         ({"size": 2}, "rate"),
         ({"size": 0.05, "jobs": 0}, "jobs"),

@@ -61,5 +61,7 @@ def test_the_painter_maps_lambda_to_the_exponent_and_stays_in_range():
     assert painted.min() >= 0
     assert painted.max() <= 1
     assert torch.equal(Spectral().paint(scene, scene, mask, 0, G), scene)
-    with pytest.raises(BadInput, match="complexity"):
-        Spectral().paint(scene, scene, mask, math.inf, G)
+    for strength in (math.inf, math.nan, 401, -401):
+        with pytest.raises(BadInput, match="complexity"):
+            Spectral().paint(scene, scene, mask, strength, G)
+    assert Spectral().paint(scene, scene, mask, 400, G).isfinite().all()  # and not NaN, as 1500 would be

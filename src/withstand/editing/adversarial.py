@@ -9,7 +9,7 @@ from torch import Generator, Tensor
 from withstand.attacks.pgd import PGD
 from withstand.editing.contract import Painter
 from withstand.editing.spectrum import Spectral
-from withstand.errors import bad
+from withstand.errors import WithstandError, bad
 from withstand.threats import Linf, Masked
 
 
@@ -47,7 +47,7 @@ class Adversarial:
         generator: Generator,
         label: int | None = None,
     ) -> Tensor:
-        """See `Painter`; nothing is drawn. Raises: BadInput without a label."""
+        """See `Painter`; nothing is drawn. Raises: BadInput without a label, and where the guide does not take the image."""
         if label is None:
             raise bad("label", None, "the true class", "An adversarial background leads away from it.")
         painted = self.base.paint(scene, image, mask, complexity, generator, label)
@@ -55,4 +55,11 @@ class Adversarial:
         attack = PGD(
             Masked(Linf(self.eps), ~mask), steps=self.steps, random_start=False, keep="last", active=False
         )  # the first point that fools the guide would be too weak for other models
-        return attack(self.guide, start[None], torch.tensor([label], device=start.device))[0]
+        try:
+            return attack(self.guide, start[None], torch.tensor([label], device=start.device))[0]
+        except WithstandError:
+            raise
+        except (RuntimeError, ValueError, AssertionError) as error:  # whatever layers raise for other sizes
+            height, width = mask.shape
+            got = f"a classifier that fails on an image of {height} x {width} pixels: {error}"
+            raise bad("guide", got, "one that takes it", "Bring the images to the size that it expects.") from error

@@ -135,14 +135,14 @@ class ObjectEditor:
         try:
             placed = self._place(found, chain, draws)
             front, shape, scene = self._compose(image, found, placed, chain)
+            for kind, params in chain:
+                if kind == "random_background":
+                    scene = self._other(others, image, draws(kind))
+                elif kind == "background":
+                    scene = self.painter.paint(scene, front, shape, params["complexity"], draws(kind), label)
+                front = torch.where(shape, front, scene)
         except CannotMeet as reason:
             return _skipped(image, found, str(reason))
-        for kind, params in chain:
-            if kind == "random_background":
-                scene = self._other(others, image, draws(kind))
-            elif kind == "background":
-                scene = self.painter.paint(scene, front, shape, params["complexity"], draws(kind), label)
-            front = torch.where(shape, front, scene)
         return EditResult(front, shape, float(shape.double().mean()), complexity(front))
 
     def _place(self, mask: Tensor, chain: list[tuple[str, dict[str, Any]]], draws: "_Draws") -> Placement:
@@ -228,6 +228,8 @@ def check_steps(steps: Sequence[Step]) -> list[tuple[str, dict[str, Any]]]:
             _check_number("degrees", full["degrees"], 'a number of degrees, counter-clockwise, or "random"')
         elif kind == "background":
             _check_number("complexity", full["complexity"], "a finite number, e.g. -20 (plainer) or 20 (busier)")
+            if not isinstance(full["remove"], bool):
+                raise bad("remove", repr(full["remove"]), "True or False")
         made.append((kind, full))
     if not made:
         raise bad("steps", "none", "at least one (kind, parameters)")

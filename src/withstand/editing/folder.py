@@ -30,9 +30,9 @@ from withstand.editing.inpaint import Filling
 from withstand.editing.inputs import OtherScenes, Picture, find_pictures
 from withstand.editing.masks import Segmenter, fault
 from withstand.editing.segmenters import load_segmenter
-from withstand.editing.spectrum import Spectral, complexity
-from withstand.editing.transforms import Variant
-from withstand.errors import Unavailable, bad
+from withstand.editing.spectrum import STRONGEST, Spectral, complexity
+from withstand.editing.transforms import CannotMeet, Variant
+from withstand.errors import BadInput, Unavailable, bad
 from withstand.files import lock, write_atomic, write_json
 
 COLUMNS: tuple[str, ...] = (
@@ -96,8 +96,10 @@ def edit(
         )
     if isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1:
         raise bad("jobs", repr(jobs), "a whole number >= 1")
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise bad("seed", repr(seed), "a whole number")
     work = _Work(
-        tuple(steps), segmenter, segmenter_weights, wanted, guide, int(seed), variant, filling, allow_pickle, background
+        tuple(steps), segmenter, segmenter_weights, wanted, guide, seed, variant, filling, allow_pickle, background
     )
     editor = work.editor()  # refuses segmenters, guides and variants before any work
     target, place = Path(out).expanduser(), Path(images).expanduser()
@@ -136,6 +138,8 @@ def read_steps(
         steps.append(("direction", {"degrees": direction}))
     if position is not None:
         steps.append(("position", {"at": position}))
+    if background is not None and not isinstance(background, str):
+        raise bad("background", repr(background), BACKGROUNDS)
     kind, _, amount = (background or "").partition(":")
     if background is not None:
         strength = _strength(background, amount) if kind in ("plain", "complex", "adversarial") else 0.0
@@ -157,8 +161,8 @@ def _strength(text: str, amount: str) -> float:
         strength = float(amount or 20)
     except ValueError:
         strength = math.nan
-    if not 0 <= strength < math.inf:
-        raise bad("background", repr(text), f"{BACKGROUNDS}, with a number >= 0")
+    if not 0 <= strength <= STRONGEST:
+        raise bad("background", repr(text), f"{BACKGROUNDS}, with a number >= 0 and <= {STRONGEST:g}")
     return strength
 
 
@@ -246,7 +250,14 @@ def _begin(target: Path, settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
     whole = lines[: lines.rfind(b"\n") + 1]
     if whole != lines:  # the last row was being written when the run was killed
         write_atomic(file, whole)
-    return {row["file"]: row for row in map(json.loads, whole.decode().splitlines())}
+    rows = {row["file"]: row for row in map(json.loads, whole.decode().splitlines())}
+    return {name: row for name, row in rows.items() if row["skipped"] or _written(target, name)}
+
+
+def _written(target: Path, name: str) -> bool:
+    """Whether what was made of a picture is still there."""
+    made = Path(name).with_suffix(".png")
+    return all((target / kind / made).is_file() for kind in ("images", "masks"))
 
 
 def _fingerprint(pictures: Sequence[Picture]) -> str:
@@ -266,13 +277,14 @@ def _results(
     work = _without_loaded(work, jobs)
     context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
     positions = {p.name: i for i, p in enumerate(pictures)}
+    given = work, pictures, target, os.getpid()
     try:
-        with ProcessPoolExecutor(min(jobs, len(todo)), context, _start, (work, pictures, target)) as pool:
+        with ProcessPoolExecutor(min(jobs, len(todo)), context, _start, given) as pool:
             yield from pool.map(_edit_one, [positions[p.name] for p in todo])
     except BrokenProcessPool as error:
         raise Unavailable(
-            f"a process that edits ended before its time: {error}. With less memory give fewer --jobs; the same command "
-            "continues."
+            f"a process that edits ended before its time: {str(error).rstrip('.')}. With less memory give fewer --jobs; the "
+            "same command continues. A script must call it below if __name__ == '__main__'."
         ) from None
 
 
@@ -289,18 +301,18 @@ def _without_loaded(work: _Work, jobs: int) -> _Work:
     return light
 
 
-def _start(work: _Work, pictures: list[Picture], target: Path) -> None:
+def _start(work: _Work, pictures: list[Picture], target: Path, owner: int) -> None:
     global _here
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the first process's affair
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_end_with, args=(owner,), daemon=True).start()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     _here = work.editor(), work, pictures, target
 
 
-def _end_with(parent: int) -> None:
-    """Processes of a pool whose owner was killed would wait for work for ever."""
-    while os.getppid() == parent:
+def _end_with(owner: int) -> None:
+    """Processes of a pool whose owner was killed, be it before they were up, would wait for work for ever."""
+    while os.getppid() == owner:
         time.sleep(1)
     os._exit(1)
 
@@ -314,20 +326,24 @@ def _edited(
     editor: ObjectEditor, work: _Work, pictures: list[Picture], picture: Picture, target: Path
 ) -> dict[str, Any]:
     """Edit one picture, write it, and say what became of it."""
-    image, notes = picture.read()
-    mask = picture.read_mask(*image.shape[1:])
+    row: dict[str, Any] = dict.fromkeys(COLUMNS) | {
+        "file": picture.name,
+        "edits": "; ".join(_text(kind, params) for kind, params in work.steps),
+        "seed": work.seed,
+        "skipped": 1,
+        "notes": "",
+    }
+    try:
+        image, notes = picture.read()
+        mask = picture.read_mask(*image.shape[1:])
+    except BadInput as damage:  # inside the file, where nobody looked before
+        return row | {"reason": str(damage)}
     problem = "" if mask is None else fault(mask)
     if mask is None:
         mask, problem = editor.find(image, None)
-    row: dict[str, Any] = {
-        "file": picture.name,
-        "edits": "; ".join(_text(kind, params) for kind, params in work.steps),
+    row |= {
         "rate_before": round(float(mask.double().mean()), 6),
-        "rate_after": None,
         "complexity_before": round(complexity(image), 5),
-        "complexity_after": None,
-        "seed": work.seed,
-        "skipped": 1,
         "reason": problem,
         "notes": notes,
     }
@@ -349,8 +365,11 @@ def _edited(
 
 
 def _scene(picture: Picture) -> Tensor | tuple[Tensor, Tensor | None]:
-    image, _ = picture.read()
-    mask = picture.read_mask(*image.shape[1:])
+    try:
+        image, _ = picture.read()
+        mask = picture.read_mask(*image.shape[1:])
+    except BadInput as damage:
+        raise CannotMeet(f"no scene to be had of another picture: {damage}") from None
     if mask is not None and fault(mask):  # no object to take out, so that all of it is scene
         return image
     return image, mask

@@ -46,8 +46,8 @@ class Picture:
     def read(self) -> tuple[Tensor, str]:
         """Float [3, H, W] in [0, 1], turned upright, and what had to be done for it."""
         image = opened(Photo(str(self.file)))
-        notes = []
-        if image.getexif().get(_ORIENTATION, 1) != 1:
+        notes = ["the first picture of several in the file"] if image.format == "MPO" else []
+        if _orientation(image) != 1:
             notes.append("turned upright, as its EXIF tag says")
             image = ImageOps.exif_transpose(image)
         if image.has_transparency_data:
@@ -58,11 +58,16 @@ class Picture:
         return torch.from_numpy(pixels.transpose(2, 0, 1).astype(np.float32)) / 255, "; ".join(notes)
 
     def read_mask(self, height: int, width: int) -> Tensor | None:
-        """Bool [height, width]. Raises: BadInput for a mask of another size."""
+        """Bool [height, width]. Raises: BadInput for a mask of another size, of other values, or with transparency."""
         if self.mask is None:
             return None
-        grey = ImageOps.exif_transpose(opened(Photo(str(self.mask)))).convert("L")
-        return as_mask(np.asarray(grey), height, width, str(self.mask))
+        held = opened(Photo(str(self.mask)))
+        if held.has_transparency_data and held.convert("RGBA").getchannel("A").getextrema() != (255, 255):
+            raise bad(
+                str(self.mask), "a mask with transparency", "the object white, all else black, nothing transparent"
+            )
+        upright = ImageOps.exif_transpose(held) if _orientation(held) != 1 else held
+        return as_mask(np.asarray(upright.convert("L")), height, width, str(self.mask))
 
     def digest(self) -> bytes:
         """Of what the files hold at both ends, and the name."""
@@ -152,6 +157,7 @@ def _problem(picture: Picture) -> str:
         if picture.mask is not None and (other := _upright_size(picture.mask)) != size:
             got, allowed = (f"{h} x {w} pixels" for h, w in (other, size))
             raise bad(str(picture.mask), got, f"{allowed}, the size of {picture.name}")
+        picture.read_mask(*size)
     except BadInput as problem:
         return str(problem)
     return ""
@@ -161,12 +167,27 @@ def _upright_size(file: Path) -> tuple[int, int]:
     height, width = look(Photo(str(file)))
     with Image.open(file) as image:
         held: Any = image
-        if getattr(held, "n_frames", 1) > 1:
+        # telephones append a preview to their JPEG, which makes it an MPO; its first picture is the photograph
+        if held.format != "MPO" and getattr(held, "n_frames", 1) > 1:
             raise bad(str(file), f"an animation of {held.n_frames} frames", "a still image", "Save the frame you mean.")
-        if ";16" in str(held.tile):  # which would be cut down to 8 bits without a word
+        # either of which would be cut down to 8 bits without a word
+        how = held.tile[0][3] if held.tile else ""
+        levels = how[-1] if held.format == "PPM" and isinstance(how, tuple) else 255
+        if ";16" in str(held.tile) or (isinstance(levels, int) and levels > 255):
             raise bad(str(file), "more than 8 bits per channel", "8-bit images", "Convert it, e.g. to 8-bit PNG.")
-        turned = image.getexif().get(_ORIENTATION, 1) >= 5
+        if held.format == "PNG":
+            opened(Photo(str(file)))  # its tags may stand after the pixels, so that reading them decodes it anyway
+        turned = _orientation(image) >= 5
     return (width, height) if turned else (height, width)
+
+
+def _orientation(image: Image.Image) -> int:
+    """1 to 8, as its EXIF tag says; 1 where there is none, or none that means anything."""
+    try:
+        tag = image.getexif().get(_ORIENTATION)
+    except Exception:  # damaged tags raise SyntaxError, ValueError, struct.error, ...; the pixels may be whole
+        return 1
+    return tag if isinstance(tag, int) and 1 <= tag <= 8 else 1
 
 
 class OtherScenes:

@@ -1,6 +1,5 @@
 """How busy a picture is, and making a background busier or plainer by its spectrum."""
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +8,7 @@ from torch import Generator, Tensor
 from withstand.errors import bad
 
 _KNEE = 0.05  # cycles per pixel from which on frequencies are changed noticeably
+STRONGEST = 400.0  # of complexity asked for; beyond it, frequencies of single precision overflow before long
 _SCALE = 40.0  # lambda of the paper, -20 to 20, becomes an exponent of -0.5 to 0.5
 
 
@@ -59,6 +59,6 @@ class Spectral:
         label: int | None = None,
     ) -> Tensor:
         """See `Painter`; deterministic, so that the generator is not used."""
-        if not math.isfinite(complexity):
-            raise bad("complexity", complexity, "a finite number, e.g. -20 (plainer) or 20 (busier)")
+        if not -STRONGEST <= complexity <= STRONGEST:  # NaN is neither
+            raise bad("complexity", complexity, f"{-STRONGEST:g} to {STRONGEST:g}, e.g. -20 (plainer) or 20 (busier)")
         return scene if complexity == 0 else reshape_spectrum(scene, complexity / _SCALE).clamp(0, 1)

@@ -264,7 +264,10 @@ def _full(at: Placement) -> Placement:
 def _published_resize(at: Placement, rate: float, now: float) -> Placement:
     """As released: zoom by the square root of the ratio until the visible rate is within 0.015, at most 50 times.
 
-    Its other way to stop, floor(100 rate) = 100 r, is within 0.015 as well.
+    Its other way to stop, floor(100 rate) = 100 r, is within 0.015 as well. It differs in three points from here: it counts
+    only what lies in the box of the mask's largest part; what it crops for "full", and for rates that are larger still, is
+    hardly wider than the object's box and stretched to the picture's shape, while the object keeps its proportions here;
+    and of an object that a zoom has cut, the rest decides what the next zoom is about.
     """
     largest = _full(at)
     if rate >= _visible_rate(largest):
