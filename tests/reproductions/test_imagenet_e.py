@@ -1,7 +1,11 @@
+from dataclasses import asdict
+
 import pytest
 import torch
 
+from withstand.data import load_data
 from withstand.editing.imagenet_e import EDITS, PLAIN
+from withstand.report.files import svg_file
 from withstand.reproductions import imagenet_e as system
 from withstand.reproductions.runner import judge
 
@@ -29,8 +33,8 @@ def test_every_edit_is_measured_for_both_networks(rows):
     lengths = {len(r["examples"]) for r in rows if r["metric"] != "made"}
     made = next(r["examples"] for r in rows if r["metric"] == "made")
     assert lengths == {made.count("1")}
-    drawn = system.figures([rows])
-    assert [len(f.data["series"]) for f in drawn] == [2, 3]
+    for figure in system.figures([rows]):
+        assert svg_file(asdict(figure)).startswith("<svg")
 
 
 def test_the_source_drops_nothing_and_the_average_leaves_out_the_control(rows):
@@ -60,6 +64,22 @@ def test_objects_are_the_same_pixels_on_other_scenes():
     assert torch.equal(x, other)
     assert float(x.min()) >= 0
     assert float(x.max()) <= 1
+
+
+@pytest.mark.data
+def test_scenes_tell_nothing_of_the_objects(data_root):
+    s, n = system.SCALES["cpu"], 300
+    if not all(list((data_root / "vision").glob(f"{name}*")) for name in ("fashion_mnist", "cifar10_test")):
+        pytest.skip(f"needs Fashion-MNIST and CIFAR-10 in {data_root}")
+    labels = load_data(s["objects"], data_root, "test", limit=n, seed=0).labels
+    known = load_data("cifar10", data_root, "test")
+    behind = system._scenes(s, "test", n, 0)
+    every = known.batch(range(len(known)))
+    found = torch.cat([torch.cdist(z, every.x.flatten(1)).argmin(1) for z in behind.flatten(1).split(100)])
+    table = torch.zeros(10, 10)
+    for mine, other in zip(labels.tolist(), every.y[found].tolist()):
+        table[mine, other] += 1
+    assert (table.amax(1) / table.sum(1)).mean() < 0.45  # 1.0 where each class has a scene class of its own
 
 
 def test_noise_is_as_strong_as_the_edit():

@@ -8,7 +8,9 @@ the eleven edits of them, painted without weights (at scale gpu by a diffusion m
 
 An example's dropped accuracy is 1 where an edit turns right into wrong, -1 where wrong into right; images that any edit had
 to skip count nowhere. Beside the edits: "copy-paste", the same objects at the same places over a flat grey hole instead of
-a filled one, and "noise", white noise whose mean square change of each image equals that of the edit.
+a filled one (which keeps the outline of the object at its old size, and so gives the class away), and "noise", white noise
+whose mean square change of each image equals that of the edit. The augmented network has the harder task and starts from a
+lower accuracy, which is in the table: part of what it loses less it never had.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -190,7 +192,9 @@ def _scenes(s: Mapping[str, Any], part: str, n: int, seed: int) -> Tensor:
         generators = Rows.count(derive(seed, part, "scene"), n).generators("texture")
         return torch.stack([texture(s["side"], s["side"], g) for g in generators])
     data = load_data(s["scenes"], split=part, limit=n, seed=derive(seed, "scenes") & 0x7FFFFFFF)
-    return data.batch(np.arange(n) % len(data)).x
+    draw = torch.Generator().manual_seed(derive(seed, part, "scene order"))
+    # Stratified samples come class by class in turn, objects and scenes alike: side by side the one would tell the other.
+    return data.batch((torch.randperm(n, generator=draw) % len(data)).numpy()).x
 
 
 # Networks ------------------------------------------------------------------------------------------------------------
@@ -250,21 +254,15 @@ def _painter(s: Mapping[str, Any], progress: Callable[[str], None]) -> Painter:
 
 
 def figures(seeds: Sequence[Sequence[Mapping[str, Any]]]) -> list[Figure]:
-    """Dropped accuracy of every edit for both networks, and beside copy-paste and noise."""
+    """Dropped accuracy of every edit, for each network."""
 
     def mean(arm: str) -> float:
         found = [r["value"] for rows in seeds for r in rows if (r["arm"], r["metric"]) == (arm, "dropped")]
         return float(np.mean(found))
 
-    def bars(title: str, labels: Sequence[str], series: Mapping[str, Callable[[str], str]]) -> Figure:
-        drawn = [{"name": name, "values": [mean(arm(label)) for label in labels]} for name, arm in series.items()]
-        data = {"labels": [*labels], "y_label": "dropped accuracy", "unit": "share", "series": drawn}
-        return Figure("bars", title, data)
-
-    both = {arm: lambda edit, arm=arm: f"{arm} / {edit}" for arm in ("plain", "augmented")}
-    beside = {
-        "edit": lambda edit: f"plain / {edit}",
-        "copy-paste": lambda edit: f"plain / {edit}, copy-paste",
-        "noise as strong": lambda edit: f"plain / {edit}, noise",
-    }
-    return [bars("Dropped accuracy", [*EDITS], both), bars("Beside simpler changes, plain", PASTED, beside)]
+    made = []
+    for arm in ("plain", "augmented"):
+        series = {"name": arm, "values": [mean(f"{arm} / {name}") for name in EDITS]}
+        data = {"labels": [*EDITS], "y_label": "dropped accuracy", "unit": "share", "series": [series]}
+        made.append(Figure("bars", f"Dropped accuracy, {arm} training", data))
+    return made

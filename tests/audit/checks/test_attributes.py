@@ -31,7 +31,8 @@ def pictures(channels=3):
         at = SIDE / 2 + 8 * torch.rand(2, generator=draw) - 4
         mask = (y - at[0]) ** 2 + (x - at[1]) ** 2 < (5 + 4 * torch.rand((), generator=draw)) ** 2
         scene = 0.5 + 0.2 * torch.rand(channels, SIDE, SIDE, generator=draw) - 0.1
-        images.append(torch.where(mask, 0.9 if i % 2 else 0.1, scene))
+        disc = (0.85 if i % 2 else 0.05) + 0.1 * torch.rand(channels, SIDE, SIDE, generator=draw)
+        images.append(torch.where(mask, disc, scene))
         masks.append(mask)
     return torch.stack(images), torch.stack(masks)
 
@@ -172,6 +173,26 @@ def test_the_gallery_holds_the_edits_that_broke_the_model(run, shown, target):
             made = edit_as(name, ObjectEditor(seed=3), data.x[item["id"]], masks.x[item["id"], 0] > 0.5, item["id"])
             file = np.asarray(Image.open(done.ctx.root / item["adversarial"])) / 255
             assert np.allclose(file, made.image.permute(1, 2, 0).numpy(), atol=0.004)
+
+
+def test_the_control_is_not_among_the_edits_that_broke_the_model(run, shown):
+    data, masks = shown()
+
+    class Exact(nn.Module):
+        """Right on the very images, wrong on everything else."""
+
+        def forward(self, x):
+            known = (x[:, None] == data.x).flatten(2).all(2)
+            label = (known.float() @ data.y.float()) * known.any(1)
+            wrong = ~known.any(1)
+            return nn.functional.one_hot(torch.where(wrong, 2, label.long()), 3).float()
+
+    done = run(
+        "attributes()", TorchTarget(Exact(), "exact", Space((3, SIDE, SIDE), (0.0, 1.0), 3)), data, {"masks": masks}
+    )
+    assert done.metric("dropped_accuracy", edit="inver").value == 1
+    items = next(f for f in done.findings.figures if f.kind == "gallery").data["items"]
+    assert {i["condition"]["edit"] for i in items} == {*PLAIN} - {"inver"}
 
 
 def test_the_worst_of_every_edit_come_in_turn():

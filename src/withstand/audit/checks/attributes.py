@@ -189,8 +189,10 @@ class Attributes(Check):
         caption = (
             f"The model is right on {int(right.sum())} of {len(right)} images as they are. Every edit is compared with the "
             "same images unedited; what was skipped counts nowhere. inver is the control: the object is taken out and put "
-            "back. (n stands for numbers that differ from image to image.)"
+            "back."
         )
+        if not made.all():
+            caption += " In the reasons, n stands for numbers that differ from image to image."
         found.figures.append(Figure("table", "What each edit costs", {"columns": columns, "rows": listed}, caption))
         if shown := gallery(ctx, {}, "Edits that broke it"):
             found.figures.append(shown)
