@@ -279,9 +279,11 @@ def test_the_adversarial_edit_leads_the_painter_itself(scene):
 
 def test_the_guide_is_asked_in_eval_mode_and_left_as_it_was(scene):
     torch.manual_seed(0)
-    guide = nn.Sequential(
-        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.Flatten(), nn.Linear(400, 4)
-    ).double().train()
+    guide = (
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.Flatten(), nn.Linear(400, 4))
+        .double()
+        .train()
+    )
     before = {name: value.clone() for name, value in guide.state_dict().items()}
     made = [painter(guide=guide).paint(*scene, 20.0, seeded(), label=1) for _ in range(2)]
     assert torch.equal(*made)
