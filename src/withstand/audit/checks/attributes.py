@@ -39,8 +39,9 @@ class Attributes(Check):
     nothing; how much, and why, is in the table.
 
     Masks of the objects come as "masks", images of the same names or ids (see `withstand.editing.masked.Masked`); without
-    them GrabCut looks for the objects, and misses many that do not stand out in the middle. Grey images are edited as
-    colour ones and made grey again. Presets hold this check where masks are given.
+    them GrabCut looks for the objects, and misses many that do not stand out in the middle. Where no other example's object
+    can be taken out, a procedural texture is the random background. Grey images are edited as colour ones and made grey
+    again. Presets hold this check where masks are given.
 
     edits: which; None takes all that are possible. The control is always among them. variant: see
     `withstand.editing.ObjectEditor`. diffusion: the local folder of a diffusion pipeline that paints the backgrounds at
