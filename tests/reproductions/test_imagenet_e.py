@@ -19,7 +19,7 @@ def rows():
 
 
 def test_the_claims_can_be_judged(rows):
-    assert len(system.CLAIMS) == 12
+    assert len(system.CLAIMS) == 15
     for claim in system.CLAIMS:
         assert judge(claim, [rows])["verdict"] in ("shown", "not shown", "inconclusive")
 
@@ -49,6 +49,8 @@ def test_the_source_drops_nothing_and_the_average_leaves_out_the_control(rows):
         assert found[f"{arm} / ori"] == 0
         others = [found[f"{arm} / {n}"] for n in EDITS if n != "inver"]
         assert found[f"{arm} / average"] == pytest.approx(sum(others) / 10)
+        right = {r["arm"]: r["value"] for r in rows if r["metric"] == "accuracy"}
+        assert right[arm] - right[f"{arm} / rp"] == pytest.approx(found[f"{arm} / rp"])
 
 
 def test_only_the_augmented_objects_vary_in_size_place_and_angle():
