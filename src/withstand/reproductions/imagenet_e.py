@@ -78,7 +78,7 @@ def _claims() -> list[Claim]:
         arms = (f"plain / {edit}", f"augmented / {edit}")
         found.append(claim(f"training on sizes, places and angles reduces what {edit} costs", arms, "lower", said))
         statement = f"and such a network is right more often on {edit}"
-        found.append(Claim(statement, f"{_PAPER}: {said}", arms, "accuracy", "higher", SCALES))
+        found.append(Claim(statement, said, arms, "accuracy", "higher", SCALES))
     return found
 
 
