@@ -373,6 +373,8 @@ def test_the_interval_of_the_average_is_that_of_a_naive_bootstrap():
         (lambda r: (r / "labels.txt").write_text("val_0.JPEG 1\n"), "line 1"),
         (lambda r: (r / "labels.txt").write_text("other.JPEG\t1\n"), "none of them in ori"),
         (lambda r: (r / "labels.txt").write_text("val_0.JPEG\t7\n"), "class 7"),
+        (lambda r: (r / "labels.txt").write_text("val_0.JPEG\t0\nval_0.png\t1\n"), "another class"),
+        (lambda r: Image.new("RGB", (8, 8)).save(r / "20" / "val_3.jpg"), "val_3.jpg and val_3.png"),
         (lambda r: (r / "ori").rename(r / "source"), "without the folder ori"),
         (lambda r: Image.new("RGB", (9, 9)).save(r / "20" / "val_3.png"), "one size"),
         (lambda r: [p.rename(p.with_stem(f"x{p.stem}")) for p in (r / "rp").glob("*")], "shares no image"),

@@ -164,14 +164,22 @@ def _labels(file: Path) -> dict[str, int]:
         name, _, label = line.partition("\t")
         if not label.strip().isdecimal():
             raise bad(str(file), f"line {number}: {line!r}", "a file name, a tab, and a class index")
-        found[Path(name).stem] = int(label)
+        if found.setdefault(Path(name).stem, int(label)) != int(label):
+            raise bad(
+                str(file), f"line {number}: {line!r}, another class for the same name", "one class for each image"
+            )
     return found
 
 
 def _by_stem(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
         raise bad("root", f"{folder.parent}, without the folder {folder.name}", "ori, and a folder for each edit")
-    return {p.stem: p for p in sorted(folder.iterdir()) if p.suffix.lower() in SUFFIXES}
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in SUFFIXES and found.setdefault(path.stem, path) != path:
+            got = f"{found[path.stem].name} and {path.name} in {folder}"
+            raise bad("root", got, "one image of each name", "Images are matched by their names without endings.")
+    return found
 
 
 def _points(value: float, *interval: float) -> str:
