@@ -252,8 +252,9 @@ def test_a_build_goes_on_only_with_its_own_guide_and_scenes(folders):
     build(["20-adv"], others=one, guide=guides[0])
     with pytest.raises(BadInput, match="another guide"):
         build(["20-adv"], others=one, guide=guides[1])
-    with pytest.raises(BadInput, match="another others"):
-        build(["random"], others=[picture(21)[0]])
+    for others in ([picture(21)[0]], [(one[0], None)], [(one[0], picture(20)[1])], [(one[0], "mask.png")], []):
+        with pytest.raises(BadInput, match="another others"):
+            build(["random"], others=others)
 
 
 def test_images_without_labels_and_unknown_edits_are_refused(folders):

@@ -179,9 +179,12 @@ def _digest(others: Sequence[Any]) -> str:
     digest = hashlib.sha256()
     for other in others:
         for part in (other,) if isinstance(other, Tensor) else other:
-            if part is not None:
-                part = torch.as_tensor(part).detach().cpu()
-                digest.update(f"{part.dtype} {tuple(part.shape)}".encode() + part.contiguous().numpy().tobytes())
+            if part is None or isinstance(part, (str, Path)):
+                digest.update(str(part).encode())
+            else:
+                part = torch.as_tensor(part).detach().cpu().contiguous()
+                digest.update(f"{part.dtype} {tuple(part.shape)}".encode())
+                digest.update(part.reshape(-1).view(torch.uint8).numpy().data)
         digest.update(b";")
     return digest.hexdigest()[:32]
 
