@@ -13,6 +13,7 @@ from withstand.editing import ObjectEditor, complexity
 from withstand.editing.diffusion import DiffusersPainter, Schedule, complexity_of
 from withstand.editing.imagenet_e import against, edit_as
 from withstand.errors import BadInput, MissingExtra
+from withstand.protocols import Space
 
 BETAS = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
 KEPT = (1 - BETAS).cumprod(0)
@@ -67,7 +68,7 @@ def scene():
 # The schedule --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("steps", [1, 2, 7, 100, 1000])
+@pytest.mark.parametrize("steps", [1, 2, 7, 21, 91, 100, 1000])  # at 21 and 91 sums are rounded as products are not
 def test_respacing_is_that_of_improved_ddpm(steps):
     stride, at, times = (len(KEPT) - 1) / max(steps - 1, 1), 0.0, []
     for _ in range(steps):
@@ -274,6 +275,57 @@ def test_the_adversarial_edit_leads_the_painter_itself(scene):
     ]
     assert log_p[1] < log_p[0]
     assert plain.painter.guide is None
+
+
+def test_the_guide_is_asked_in_eval_mode_and_left_as_it_was(scene):
+    torch.manual_seed(0)
+    guide = (
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.Flatten(), nn.Linear(400, 4))
+        .double()
+        .train()
+    )
+    before = {name: value.clone() for name, value in guide.state_dict().items()}
+    made = [painter(guide=guide).paint(*scene, 20.0, seeded(), label=1) for _ in range(2)]
+    assert torch.equal(*made)
+    assert guide.training
+    assert all(torch.equal(value, before[name]) for name, value in guide.state_dict().items())
+    assert all(p.grad is None and p.requires_grad for p in guide.parameters())
+
+
+def test_a_guide_without_gradients_is_refused(scene):
+    class Remote:
+        name, task, access, space, module = "remote", "classification", frozenset({"scores"}), Space(), None
+
+        def fingerprint(self):
+            return "remote"
+
+        def __call__(self, x):
+            return torch.zeros(len(x), 4)
+
+    with pytest.raises(BadInput, match=r"remote.*gradients"):
+        painter(guide=Remote()).paint(*scene, 20.0, seeded(), label=1)
+
+
+def test_the_model_is_told_one_step_for_each_image(scene):
+    class Strict(Gaussian):
+        def forward(self, z, t):
+            assert t.shape == (len(z),)
+            return super().forward(z, t)
+
+    painter(Strict()).paint(*scene, 20.0, seeded())
+
+
+def test_painters_that_paint_differently_say_so():
+    torch.manual_seed(0)
+    one, two = (nn.Sequential(nn.Flatten(), nn.Linear(3 * SIDE * SIDE, 4)) for _ in range(2))
+    other = scheduler()
+    other.alphas_cumprod = KEPT**1.5
+    made = [
+        painter(), painter(Gaussian(predicts="sample")), DiffusersPainter(Gaussian(), other, steps=10, start=8),
+        painter(guide=one), painter(guide=two), painter(guide=one, classifier_scale=5.0),
+    ]  # fmt: skip
+    assert len({repr(p) for p in made}) == len(made)
+    assert repr(painter(guide=one)) == repr(painter(guide=one))
 
 
 def test_the_model_is_left_as_it_was(scene):

@@ -14,6 +14,7 @@ from withstand.editing.dropped import average, dropped, dropped_accuracy
 from withstand.editing.imagenet_e import CONTROL, EDITS, PLAIN, against, build_imagenet_e, edit_as
 from withstand.editing.masked import Masked
 from withstand.errors import BadInput
+from withstand.protocols import Space
 
 SIDE = 80
 
@@ -97,6 +98,14 @@ def test_an_unknown_edit_is_refused():
         edit_as("21", ObjectEditor(), *picture(1))
 
 
+def test_an_adversarial_background_needs_a_guide_and_a_label():
+    guide = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIDE * SIDE, 2))
+    with pytest.raises(BadInput, match="against"):
+        edit_as("20-adv", ObjectEditor(), *picture(1), label=1)
+    with pytest.raises(BadInput, match="label"):
+        edit_as("20-adv", against(ObjectEditor(), guide), *picture(1))
+
+
 # Masks ---------------------------------------------------------------------------------------------------------------
 
 
@@ -131,6 +140,27 @@ def test_missing_ambiguous_and_small_masks_are_refused(folders):
     (folders / "images" / "b" / "0.png").write_bytes((folders / "images" / "a" / "0.png").read_bytes())
     with pytest.raises(BadInput, match="several images"):
         Masked(load_data(folders / "images"), load_data(folders / "masks"))
+
+
+def test_masks_that_share_a_name_are_refused(folders):
+    masks = folders / "masks by class"
+    for i in range(6):
+        (masks / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+        (masks / "ab"[i % 2] / f"{i}.bmp").write_bytes((folders / "masks" / f"{i}.bmp").read_bytes())
+    Masked(load_data(folders / "images"), load_data(masks))
+    Image.new("L", (SIDE, SIDE)).save(masks / "a" / "2.png")
+    with pytest.raises(BadInput, match="several named a/2"):
+        Masked(load_data(folders / "images"), load_data(masks))
+
+
+@pytest.mark.parametrize("size", [(SIDE // 2, SIDE // 2), (2 * SIDE, SIDE), (24, 24)])
+def test_a_mask_of_another_size_is_refused_however_images_are_loaded(folders, size):
+    """Brought to one size, it would be cut out of another part of the picture."""
+    Image.new("L", size, 255).save(folders / "masks" / "3.bmp")
+    made = Masked(load_data(folders / "images", size=24), load_data(folders / "masks", size=24))
+    assert made.batch([0]).extra["object"].shape == (1, 24, 24)
+    with pytest.raises(BadInput, match=rf"3\.bmp.*{size[1]} x {size[0]} pixels.*{SIDE} x {SIDE}"):
+        made.batch(range(6))
 
 
 # Building ------------------------------------------------------------------------------------------------------------
@@ -209,9 +239,28 @@ def test_adversarial_backgrounds_raise_the_loss_of_the_guide_and_need_one(folder
     assert not (folders / "out").exists()
 
 
+def test_a_build_goes_on_only_with_its_own_guide_and_scenes(folders):
+    guides = [nn.Sequential(nn.AvgPool2d(8), nn.Flatten(), nn.Linear(300, 2)) for _ in range(2)]
+    one, out = [picture(20)[0]], folders / "out"
+
+    def build(edits, **settings):
+        build_imagenet_e(folders / "images", folders / "masks", out, edits, size=None, **settings)
+
+    build(["inver"], others=one)
+    build(["20-adv"], others=one, guide=guides[0])
+    build(["random"], others=[one[0].clone()])
+    build(["20-adv"], others=one, guide=guides[0])
+    with pytest.raises(BadInput, match="another guide"):
+        build(["20-adv"], others=one, guide=guides[1])
+    for others in ([picture(21)[0]], [(one[0], None)], [(one[0], picture(20)[1])], [(one[0], "mask.png")], []):
+        with pytest.raises(BadInput, match="another others"):
+            build(["random"], others=others)
+
+
 def test_images_without_labels_and_unknown_edits_are_refused(folders):
     with pytest.raises(BadInput, match="without labels"):
         build_imagenet_e(folders / "masks", None, folders / "out", ["20"], size=None)
+    assert not (folders / "out").exists()
     with pytest.raises(BadInput, match="edit: there is no 'rpp'"):
         build_imagenet_e(folders / "images", None, folders / "out", ["rpp"], size=None)
 
@@ -259,6 +308,27 @@ def test_dropped_accuracy_counts_the_same_images(root):
     assert found.low < found.average < found.high
 
 
+def test_a_model_is_asked_in_eval_mode_and_left_as_it_was(root):
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.Dropout(0.9), Bright()).train()
+    found = dropped_accuracy(model, root, batch=3)
+    assert found == dropped_accuracy(Bright(), root)
+    assert model.training
+    assert float(model[0].running_mean.abs().max()) == 0
+
+
+def test_a_target_that_only_decides_is_judged_too(root):
+    class Decides:
+        name, task, access, space, module = "decides", "classification", frozenset({"decision"}), Space(), None
+
+        def fingerprint(self):
+            return "decides"
+
+        def __call__(self, x):
+            return Bright()(x).argmax(1)
+
+    assert dropped_accuracy(Decides(), root) == dropped_accuracy(Bright(), root)
+
+
 def test_the_table_says_both_averages_and_what_is_missing(root):
     said = str(dropped_accuracy(Bright(), root, edits=["inver", "rp"]))
     assert "right in ori: 8 of 10 (80.0%)" in said
@@ -304,6 +374,8 @@ def test_the_interval_of_the_average_is_that_of_a_naive_bootstrap():
         (lambda r: (r / "labels.txt").write_text("val_0.JPEG 1\n"), "line 1"),
         (lambda r: (r / "labels.txt").write_text("other.JPEG\t1\n"), "none of them in ori"),
         (lambda r: (r / "labels.txt").write_text("val_0.JPEG\t7\n"), "class 7"),
+        (lambda r: (r / "labels.txt").write_text("val_0.JPEG\t0\nval_0.png\t1\n"), "another class"),
+        (lambda r: Image.new("RGB", (8, 8)).save(r / "20" / "val_3.jpg"), "val_3.jpg and val_3.png"),
         (lambda r: (r / "ori").rename(r / "source"), "without the folder ori"),
         (lambda r: Image.new("RGB", (9, 9)).save(r / "20" / "val_3.png"), "one size"),
         (lambda r: [p.rename(p.with_stem(f"x{p.stem}")) for p in (r / "rp").glob("*")], "shares no image"),

@@ -24,6 +24,12 @@ def test_the_claims_can_be_judged(rows):
         assert judge(claim, [rows])["verdict"] in ("shown", "not shown", "inconclusive")
 
 
+def test_only_what_the_abstract_says_is_credited_to_the_paper():
+    """The paper's tables could not be confirmed."""
+    for claim in system.CLAIMS:
+        assert claim.source.startswith(("our own", f"{system._PAPER}: abstract:"))
+
+
 def test_every_edit_is_measured_for_both_networks(rows):
     arms = {r["arm"] for r in rows if r["metric"] == "dropped"}
     for arm in ("plain", "augmented"):

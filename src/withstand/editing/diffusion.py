@@ -3,6 +3,7 @@
 import copy
 import hashlib
 from dataclasses import dataclass
+from itertools import accumulate, repeat
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from withstand.errors import bad, missing_extra
+from withstand.models import as_target, frozen
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,9 @@ class Schedule:
         """`steps` of the full diffusion's steps, its first and its last and evenly between. kept: [T]."""
         if not 1 <= steps <= len(kept):
             raise bad("steps", steps, f"1 to {len(kept)}, the steps that the model was trained with")
-        times = torch.linspace(0, len(kept) - 1, steps, dtype=torch.float64).round().long()
+        stride = (len(kept) - 1) / max(steps - 1, 1)
+        # added up, not multiplied: ties are then rounded as in the released code
+        times = torch.tensor([round(t) for t in accumulate(repeat(stride, steps - 1), initial=0.0)])
         return cls(times, kept.double()[times])
 
     def __len__(self) -> int:
@@ -80,12 +84,12 @@ class DiffusersPainter:
     gradient of log p(label | x0) in x0, not through the model.
 
     pipeline: the local folder of an unconditional pipeline (a DDPMPipeline's, with `unet` and `scheduler` in it; weights as
-    safetensors), or the model itself, images [N, 3, H, W] in [-1, 1] and steps -> prediction, with a scheduler. A model of 6
-    output channels predicts its variance between the posterior's and beta (improved DDPM); others take the posterior's.
+    safetensors), or the model itself, images [N, 3, H, W] in [-1, 1] and steps [N] -> prediction, with a scheduler. A model
+    of 6 output channels predicts its variance between the posterior's and beta (improved DDPM); others take the posterior's.
     scheduler: has `alphas_cumprod` and `config.prediction_type`. steps: of the respaced diffusion. start: how many of them
     are run; more change the background more, 0 returns the object on the scene. The paper's data were made with a number
     that no source confirms; its code offers 10 and 75. guide: a classifier, module or target, of images in [0, 1]; what it
-    is shown may lie outside.
+    is shown may lie outside. It is asked in eval mode, on its own device and in its own type.
     resize: paint at the model's resolution and scale the background back; without it another resolution is refused.
     device: None leaves a model where it is.
 
@@ -136,10 +140,12 @@ class DiffusersPainter:
 
     def __repr__(self) -> str:
         """Equal for painters that paint alike: folders of edited images are continued by it."""
-        digest = hashlib.sha256()
+        digest = hashlib.sha256(f"{self.schedule.kept.tolist()} {self.predicts}".encode())
         for name, value in self.model.state_dict().items():
             digest.update(name.encode() + value.detach().cpu().float().numpy().tobytes())
         said = f"steps={len(self.schedule)}, start={self.start}, range_weight={self.range_weight}, resize={self.resize}"
+        if self.guide is not None:
+            said += f", guide={as_target(self.guide).fingerprint()[:12]}, classifier_scale={self.classifier_scale}"
         return f"DiffusersPainter({digest.hexdigest()[:12]}, {said})"
 
     def paint(
@@ -199,7 +205,7 @@ class DiffusersPainter:
         """The picture that the model sees behind the noise, and the log-variance of the step."""
         schedule, kept = self.schedule, float(self.schedule.kept[t])
         dtype = next(self.model.parameters(), z).dtype
-        said = self.model(z.to(dtype), schedule.times[t].to(z.device))
+        said = self.model(z.to(dtype), schedule.times[t].repeat(len(z)).to(z.device))
         said = (said if isinstance(said, Tensor) else said.sample).float()
         log_variance = z.new_tensor(float(schedule.log_variances[t]))
         if said.shape[1] == 2 * z.shape[1]:
@@ -214,13 +220,15 @@ class DiffusersPainter:
 
     def _away(self, x0: Tensor, label: int) -> Tensor:
         """The gradient of log p(label | x0), which the step goes against."""
-        assert self.guide is not None
-        x0 = x0.clone().requires_grad_()
-        with torch.enable_grad():
-            logits = self.guide(x0 / 2 + 0.5)
+        guide = as_target(self.guide)
+        if guide.module is None:
+            raise bad("guide", guide.name, "a classifier with gradients, such as a torch module")
+        shown = x0.clone().to(next(guide.module.parameters(), x0)).requires_grad_()
+        with torch.enable_grad(), frozen(guide.module):
+            logits = guide(shown / 2 + 0.5)
             if not 0 <= label < logits.shape[1]:
                 raise bad("label", label, f"0 to {logits.shape[1] - 1}, a class of the guide")
-            return torch.autograd.grad(logits.log_softmax(1)[0, label], x0)[0]
+            return torch.autograd.grad(logits.log_softmax(1)[0, label], shown)[0].to(x0)
 
     def _resolution(self, side: tuple[int, ...]) -> tuple[int, ...]:
         """What is painted at: the model's resolution, where it has one."""

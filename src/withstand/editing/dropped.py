@@ -1,6 +1,7 @@
 """Dropped accuracy: what the edits of ImageNet-E cost a classifier, on the same images."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from withstand.data.photos import SUFFIXES, Fit, Photo, decode
 from withstand.editing.imagenet_e import CONTROL, EDITS, ORI
 from withstand.errors import bad
 from withstand.metrics import cluster_bootstrap, paired_difference
-from withstand.models import as_target
+from withstand.models import as_target, frozen
 
 
 @dataclass(frozen=True)
@@ -95,8 +96,9 @@ def dropped_accuracy(
     """What the edits in a folder of ImageNet-E's layout cost a classifier: its accuracy on `ori` less that on each edit, on
     the images that both have. Images are matched by their names without endings.
 
-    model: anything that `as_target` takes. root: see `build_imagenet_e`. edits: names of its folders; None: all. size: side
-    to which images are brought (see `withstand.data.photos.Fit`); None: as they are. batch: images in a forward pass.
+    model: anything that `as_target` takes; it is asked in eval mode. root: see `build_imagenet_e`. edits: names of its
+    folders; None: all. size: side to which images are brought (see `withstand.data.photos.Fit`); None: as they are. batch:
+    images in a forward pass.
 
     Raises: BadInput for a folder without labels.txt, `ori` or an edit; labels that name no image, or no class of the model;
     an edit that shares no image with `ori`.
@@ -141,11 +143,11 @@ def _right(
         device = (
             next((p.device for p in target.module.parameters()), x.device) if target.module is not None else x.device
         )
-        with torch.no_grad():
-            logits = target(x.to(device)).cpu()
-        if y[part].max() >= logits.shape[1]:
-            raise bad("labels.txt", f"class {int(y[part].max())}", f"0 to {logits.shape[1] - 1}, the model's classes")
-        right[part] = logits.argmax(1).numpy() == y[part]
+        with torch.no_grad(), frozen(target.module) if target.module is not None else nullcontext():
+            said = target(x.to(device)).cpu()
+        if said.dim() == 2 and y[part].max() >= said.shape[1]:
+            raise bad("labels.txt", f"class {int(y[part].max())}", f"0 to {said.shape[1] - 1}, the model's classes")
+        right[part] = (said.argmax(1) if said.dim() == 2 else said).numpy() == y[part]
     return right, there
 
 
@@ -162,14 +164,22 @@ def _labels(file: Path) -> dict[str, int]:
         name, _, label = line.partition("\t")
         if not label.strip().isdecimal():
             raise bad(str(file), f"line {number}: {line!r}", "a file name, a tab, and a class index")
-        found[Path(name).stem] = int(label)
+        if found.setdefault(Path(name).stem, int(label)) != int(label):
+            raise bad(
+                str(file), f"line {number}: {line!r}, another class for the same name", "one class for each image"
+            )
     return found
 
 
 def _by_stem(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
         raise bad("root", f"{folder.parent}, without the folder {folder.name}", "ori, and a folder for each edit")
-    return {p.stem: p for p in sorted(folder.iterdir()) if p.suffix.lower() in SUFFIXES}
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in SUFFIXES and found.setdefault(path.stem, path) != path:
+            got = f"{found[path.stem].name} and {path.name} in {folder}"
+            raise bad("root", got, "one image of each name", "Images are matched by their names without endings.")
+    return found
 
 
 def _points(value: float, *interval: float) -> str:

@@ -1,5 +1,6 @@
 """ImageNet-E: eleven edits of every image, in the layout of the benchmark."""
 
+import hashlib
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -7,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from withstand.data import load_data
@@ -16,9 +18,10 @@ from withstand.editing.diffusion import DiffusersPainter
 from withstand.editing.editor import ObjectEditor
 from withstand.editing.masked import Masked, files, ids_of
 from withstand.editing.masks import fault
-from withstand.editing.spectrum import complexity
+from withstand.editing.spectrum import Spectral, complexity
 from withstand.errors import bad, unknown
 from withstand.files import write_atomic, write_json
+from withstand.models import as_target
 from withstand.protocols import Dataset
 
 Steps = tuple[tuple[str, Mapping[str, Any]], ...]
@@ -62,10 +65,15 @@ def edit_as(
     """One image as an edit of the benchmark has it; see `ObjectEditor.edits`.
 
     A mask that is empty, or beyond the sizes that can be edited, makes the result a skipped one. editor: for "20-adv" one
-    made by `against`. label: told to the painter in "20-adv" alone. Raises: BadInput for an unknown edit.
+    made by `against`. label: told to the painter in "20-adv" alone. Raises: BadInput for an unknown edit, and for "20-adv"
+    without a label or with an editor that has no guide.
     """
     if name not in EDITS:
         raise unknown("edit", name, EDITS)
+    if name == ADVERSARIAL and label is None:
+        raise bad("label", None, f"the true class, which the edit {ADVERSARIAL} leads away from")
+    if name == ADVERSARIAL and isinstance(editor.painter, Spectral):
+        raise bad("editor", "one without a guide", f"for the edit {ADVERSARIAL} what against(editor, guide) returns")
     if mask is not None and (problem := fault(mask)):
         return EditResult(image, mask, float(mask.double().mean()), complexity(image), True, problem)
     return editor.edits(image, mask, EDITS[name], key, label if name == ADVERSARIAL else None, others)
@@ -107,7 +115,8 @@ def build_imagenet_e(
     which then must be of one size. others: what stands behind the object in "random", see `ObjectEditor.edit`. progress:
     called with the number of images done, and of all.
 
-    Raises: BadInput for images without labels, unknown edits, masks that do not fit, and a folder made otherwise.
+    Raises: BadInput for images without labels, unknown edits, masks that do not fit, and a folder made otherwise, from other
+    images, with another editor, other scenes behind, or another guide.
     """
     editor, place = editor or ObjectEditor(), Path(out)
     for name in edits:
@@ -117,13 +126,17 @@ def build_imagenet_e(
     data: Any = load_data(images, size=size) if isinstance(images, (str, Path)) else images
     if masks is not None:
         data = Masked(data, load_data(masks, size=size, channels=3) if isinstance(masks, (str, Path)) else masks)
-    _same_as_before(place / "edits.json", {"data": data.fingerprint(), "editor": repr(editor), "others": len(others)})
     names = _names(data)
+    if names and data.batch([0]).y is None:
+        raise bad("images", f"{data.name}, without labels", "labelled images, e.g. a folder by class")
+    how = {"data": data.fingerprint(), "editor": repr(editor), "others": _digest(others)}
+    if ADVERSARIAL in edits:
+        how["guide"] = as_target(guide).fingerprint()
+    _same_as_before(place / "edits.json", how)
     labels, skipped = {}, {name: {} for name in edits}
     for at, name in enumerate(names):
         batch = data.batch([at])
-        if batch.y is None:
-            raise bad("images", f"{data.name}, without labels", "labelled images, e.g. a folder by class")
+        assert batch.y is not None
         labels[name] = int(batch.y[0])
         image = batch.x[0].expand(3, -1, -1)
         mask = batch.extra["object"][0] if masks is not None else None
@@ -146,9 +159,10 @@ def build_imagenet_e(
 
 
 def _same_as_before(file: Path, made: dict[str, Any]) -> None:
+    """What an earlier call did not need, such as a guide, may come now."""
     if file.is_file():
         before = json.loads(file.read_text(encoding="utf-8"))
-        if different := [k for k in made if before.get(k) != made[k]]:
+        if different := [k for k in made if before.get(k, made[k]) != made[k]]:
             mend = "Choose another folder, or remove this one."
             raise bad(
                 "out",
@@ -156,7 +170,23 @@ def _same_as_before(file: Path, made: dict[str, Any]) -> None:
                 "a new folder, or its own settings",
                 mend,
             )
+        made = before | made
     write_json(file, made)
+
+
+def _digest(others: Sequence[Any]) -> str:
+    """Of pictures, and of pairs of a picture and its mask."""
+    digest = hashlib.sha256()
+    for other in others:
+        for part in (other,) if isinstance(other, Tensor) else other:
+            if part is None or isinstance(part, (str, Path)):
+                digest.update(str(part).encode())
+            else:
+                part = torch.as_tensor(part).detach().cpu().contiguous()
+                digest.update(f"{part.dtype} {tuple(part.shape)}".encode())
+                digest.update(part.reshape(-1).view(torch.uint8).numpy().data)
+        digest.update(b";")
+    return digest.hexdigest()[:32]
 
 
 def _names(data: Any) -> list[str]:

@@ -1,6 +1,7 @@
 """Images with the masks of their objects, which come as a second set of images."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from withstand.data.photos import Photo, look
 from withstand.errors import bad
 from withstand.protocols import Batch, Dataset, Space
 
@@ -22,7 +24,8 @@ class Masked:
     masks: for files, the masks of the same names (endings may differ), in one folder or in folders by class like the images;
     else the masks at the positions that are the images' ids.
 
-    Raises: BadInput for an image without a mask, masks that share a name, and masks of another size.
+    Raises: BadInput for an image without a mask, masks that share a name, and masks of another size; of files it is their
+    own size that counts, since others would be cut out of another part of the picture.
     """
 
     data: Any
@@ -56,10 +59,19 @@ class Masked:
     def batch(self, positions: Sequence[int]) -> Batch:
         """The examples, with extra["object"]."""
         made = self.data.batch(positions)
-        shares = self.masks.batch([int(self._places[int(p)]) for p in positions]).x
+        places = [int(self._places[int(p)]) for p in positions]
+        self._refuse_other_sizes(positions, places)
+        shares = self.masks.batch(places).x
         return Batch(
             made.x, made.y, made.ids, made.mask, {**made.extra, "object": (shares.mean(1) > 0.5).to(made.x.device)}
         )
+
+    def _refuse_other_sizes(self, positions: Sequence[int], places: list[int]) -> None:
+        images, masks = _photos(self.data, positions), _photos(self.masks, places)
+        for image, mask in zip(images or (), masks or ()):
+            (h, w), (height, width) = look(mask), look(image)
+            if (h, w) != (height, width):
+                raise bad(str(mask), f"{h} x {w} pixels", f"{height} x {width}, the size of {image}")
 
     def fingerprint(self) -> str:
         text = f"{self.data.fingerprint()} {self.masks.fingerprint()}"
@@ -79,6 +91,9 @@ class Masked:
         for at, path in enumerate(masks):
             if known.setdefault(path.stem, at) != at:
                 known = {(p.parent.name, p.stem): i for i, p in enumerate(masks)}
+                if len(known) < len(masks):
+                    twice = Counter((p.parent.name, p.stem) for p in masks).most_common(1)[0][0]
+                    raise bad("masks", f"several named {'/'.join(twice)}", "one mask for each image")
                 break
         by_stem = all(isinstance(key, str) for key in known)
         keys = [p.stem if by_stem else (p.parent.name, p.stem) for p in images]
@@ -93,8 +108,17 @@ class Masked:
 
 def files(data: Dataset) -> list[Path] | None:
     """The file of each example, where the examples are files."""
+    photos = _photos(data, range(len(data)))
+    return None if photos is None else [Path(photo.file) for photo in photos]
+
+
+def _photos(data: Any, positions: Sequence[int]) -> list[Photo] | None:
+    """Of the examples at these positions, where they are files."""
     photos = getattr(getattr(data, "source", None), "photos", None)
-    return None if photos is None else [Path(photos[int(at)].file) for at in ids_of(data)]
+    if photos is None:
+        return None
+    ids = ids_of(data)
+    return [photos[int(ids[int(at)])] for at in positions]
 
 
 def ids_of(data: Any) -> np.ndarray:

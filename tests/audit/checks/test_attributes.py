@@ -8,14 +8,16 @@ import torch
 from PIL import Image
 from torch import nn
 
+from withstand.audit.check import Table
 from withstand.audit.gallery import _worst_first
 from withstand.audit.presets import checks_of
+from withstand.audit.store import as_table
 from withstand.editing import ObjectEditor
 from withstand.editing.imagenet_e import EDITS, PLAIN, edit_as
 from withstand.errors import BadInput
 from withstand.models import as_target
 from withstand.models.target import TorchTarget
-from withstand.protocols import Space
+from withstand.protocols import Context, Row, Space
 from withstand.registry import parse
 
 SIDE, N = 40, 18
@@ -110,6 +112,40 @@ def test_skipped_images_count_nowhere_and_their_reasons_are_told(run, shown, tar
     assert [row[:3] for row in table] == [["inver", N - 1, 1], ["20", N - 1, 1]]
     assert table[1][-1] == "1: the mask is empty: there is no object"
     assert [r.id for r in done.rows if r.outcome is None] == [4, 4]
+
+
+def test_findings_do_not_depend_on_the_order_of_shards():
+    draw = np.random.default_rng(0)
+    rows = [Row("image", i, {"edit": "ori"}, bool(draw.random() < 0.9)) for i in range(61)]
+    for name in ("20", "0.05", "rp"):
+        rows += [Row("image", i, {"edit": name}, bool(draw.random() < 0.6)) for i in range(50)]
+        rows += [Row("image", i, {"edit": name, "skipped": "full" if i % 2 else "empty"}) for i in range(50, 60)]
+    check = parse("attributes()", "check")
+    whole, turned = (check.reduce(Table(as_table(r)), {}, Context(0)) for r in (rows, rows[::-1]))
+    assert whole == turned
+    assert [m.n for m in whole.metrics] == [61, 50, 50, 50, 50]  # what was skipped counts nowhere
+    assert whole.figures[1].data["rows"][0][-1] == "5: empty; 5: full"
+
+
+def test_an_object_that_cannot_be_taken_out_stands_behind_no_other(run, shown, target):
+    data, masks = shown()
+    masks.x[5] = 1
+    check, ctx = parse("attributes()", "check"), Context(0)
+    made = check.prepare(target, data, {"masks": masks}, ctx)
+    assert 5 not in made["ids"].tolist()
+    assert 3 in made["ids"].tolist()
+    masks.x[:] = 0
+    masks.x[0, 0, 10:30, 10:30] = 1
+    done = run("attributes(edits=('random',))", target, data, {"masks": masks})
+    assert done.metric("dropped_accuracy", edit="random").n == 1  # over a texture: no other scene is left
+
+
+def test_a_guide_without_gradients_is_refused_before_work(shown):
+    data, masks = shown()
+    guide = TorchTarget(Middle(), "guide", SPACE)
+    guide.model.access = frozenset({"scores", "decision"})
+    with pytest.raises(BadInput, match="without gradients"):
+        parse("attributes()", "check").examples_of(data, {"masks": masks, "guide": guide})
 
 
 def test_without_masks_the_objects_are_looked_for(run, shown, target):

@@ -39,8 +39,9 @@ class Attributes(Check):
     nothing; how much, and why, is in the table.
 
     Masks of the objects come as "masks", images of the same names or ids (see `withstand.editing.masked.Masked`); without
-    them GrabCut looks for the objects, and misses many that do not stand out in the middle. Grey images are edited as
-    colour ones and made grey again. Presets hold this check where masks are given.
+    them GrabCut looks for the objects, and misses many that do not stand out in the middle. Where no other example's object
+    can be taken out, a procedural texture is the random background. Grey images are edited as colour ones and made grey
+    again. Presets hold this check where masks are given.
 
     edits: which; None takes all that are possible. The control is always among them. variant: see
     `withstand.editing.ObjectEditor`. diffusion: the local folder of a diffusion pipeline that paints the backgrounds at
@@ -87,12 +88,19 @@ class Attributes(Check):
 
         if ADVERSARIAL in (self.edits or ()) and "guide" not in given:
             raise bad("edits", ADVERSARIAL, "the others without a guide", "Give one: --given guide=MODEL.")
+        if "guide" in given and "gradients" not in given["guide"].access:
+            raise bad(
+                "guide", f"{given['guide'].name}, without gradients", "a model with gradients, e.g. a torch module"
+            )
         return Masked(data, given["masks"]) if "masks" in given else data
 
     def prepare(
         self, target: Target, data: Dataset, given: Mapping[str, Any], ctx: Context
     ) -> dict[str, Tensor] | None:
-        """The backgrounds of some examples, which stand behind the objects of others: scenes [M, 3, H, W] and ids [M]."""
+        """The backgrounds of some examples, which stand behind the objects of others: scenes [M, 3, H, W] and ids [M].
+
+        An example whose object cannot be taken out has none: its object would be beside the other's.
+        """
         from withstand.editing import remove_object
         from withstand.editing.masks import fault
 
@@ -102,8 +110,9 @@ class Attributes(Check):
         x, _, ids = labelled(batch)
         images = _coloured(_pictures(x))
         masks = _masks(images, batch.extra.get("object"))
-        scenes = [image if fault(mask) else remove_object(image, mask) for image, mask in zip(images, masks)]
-        return {"scenes": torch.stack(scenes), "ids": ids.cpu()}
+        usable = [i for i, mask in enumerate(masks) if not fault(mask)]
+        scenes = [remove_object(images[i], masks[i]) for i in usable]
+        return {"scenes": torch.stack(scenes) if scenes else torch.zeros(0, *images[0].shape), "ids": ids.cpu()[usable]}
 
     def rows(
         self, target: Target, shard: Batch, given: Mapping[str, Any], artefact: Any, ctx: Context
@@ -155,8 +164,9 @@ class Attributes(Check):
         from withstand.editing.dropped import average, dropped
 
         source = rows.where(edit="ori")
-        place = {id_: i for i, id_ in enumerate(source.id.tolist())}
-        right = source.outcome
+        order = np.argsort(source.id, kind="stable")  # in whatever order the shards came
+        place = {id_: i for i, id_ in enumerate(source.id[order].tolist())}
+        right = source.outcome[order]
         seen = {c["edit"] for c in rows.conditions()}
         names = [name for name in self.names(True) if name in seen]
         after, made = np.zeros((2, len(right), len(names)), bool)
@@ -182,7 +192,8 @@ class Attributes(Check):
         if counted:
             mean = average(right, after[:, counted], made[:, counted])
             said = {"edits": len(counted)}
-            found.metrics.insert(1, _metric("mean_dropped_accuracy", *mean, "cluster bootstrap", len(right), said))
+            n = int(made[:, counted].any(1).sum())
+            found.metrics.insert(1, _metric("mean_dropped_accuracy", *mean, "cluster bootstrap", n, said))
         if bars:
             found.figures.append(_bars(bars))
         columns = ["edit", "images", "skipped", "right before", "right after", "dropped (points)", "why skipped"]
@@ -210,15 +221,15 @@ class Attributes(Check):
 
 
 class _Guide(nn.Module):
-    """A classifier as painters see it: of colour images on the processor, whatever it takes and wherever it stands."""
+    """A classifier as painters see it: of colour images, float32 on the processor, whatever it takes and wherever it is."""
 
     def __init__(self, target: Target, x: Tensor) -> None:
         super().__init__()
-        self.target, self.grey, self.device = target, x.shape[1] == 1, x.device
+        self.target, self.grey, self.place, self.kind = target, x.shape[1] == 1, x.device, x.dtype
 
     def forward(self, x: Tensor) -> Tensor:
         x_in = (x * x.new_tensor(_LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True) if self.grey else x
-        return self.target(x_in.to(self.device)).to(x.device)
+        return self.target(x_in.to(self.place, self.kind)).to(x)
 
 
 @lru_cache(maxsize=2)
@@ -268,11 +279,12 @@ def _others(artefact: Any, id_: int) -> list[Tensor]:
 
 def _reasons(rows: Table, name: str) -> str:
     """Why images were skipped, the most frequent reasons first."""
-    counts = Counter()
+    counts = Counter[str]()
     for condition in rows.conditions():
         if condition["edit"] == name and "skipped" in condition:
             counts[condition["skipped"]] += len(rows.where(**condition))
-    return "; ".join(f"{n}: {reason}" for reason, n in counts.most_common(3))
+    most = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))[:3]
+    return "; ".join(f"{n}: {reason}" for reason, n in most)
 
 
 def _metric(
