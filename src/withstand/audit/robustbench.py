@@ -74,12 +74,16 @@ def robustbench_eval(
     threat = coerce("threat")(threat)
     if not isinstance(threat, (Linf, L2)) or not isinstance(threat.eps, float):
         raise bad("threat", repr(threat), "linf or l2 with one radius, e.g. linf(8/255)")
-    if isinstance(model, torch.nn.Module) and model.training:
-        raise bad("model", "a module in train mode", "one in eval mode", "Call model.eval() first.")
+    models = model if isinstance(model, Mapping) else {"model": model}
+    if len(models) != 1:
+        raise bad("model", f"{len(models)} models", "one")
+    ((given, one),) = models.items()
+    if getattr(one if isinstance(one, torch.nn.Module) else getattr(one, "module", None), "training", False):
+        raise bad("model", f"{given} in train mode", "one in eval mode", "Call model.eval() first.")
     device = usable_device(device)
-    ((name, target),) = placed({"model": model} if not isinstance(model, Mapping) else model, device).items()
+    ((name, target),) = placed(models, device).items()
     data = as_dataset(data, [target])
-    if n is not None and not 1 <= n <= len(data):
+    if n is not None and (isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= len(data)):
         raise bad("n", n, f"1 to {len(data)}, the images of {data.name}")
     total = n or len(data)
     x = data.batch(range(min(16, total))).to(device).x
@@ -186,7 +190,7 @@ def _record(
         "threat_model": "Linf" if isinstance(threat, Linf) else "L2",
         "n_examples": n,
         "intervals": {"clean_acc": _per_cent(wilson(clean, n)), "autoattack_acc": _per_cent(wilson(robust, n))},
-        "protocol": _protocol(data.name, threat, n),
+        "protocol": _protocol(data, threat, n),
         "accuracy_after": {
             c["after"]: round(100 * float(table.where(after=c["after"]).value.sum()) / n, 2)
             for c in conditions
@@ -202,13 +206,18 @@ def _per_cent(interval: tuple[float, float]) -> list[float]:
     return [round(100 * bound, 2) for bound in interval]
 
 
-def _protocol(name: str, threat: Any, n: int) -> str:
+def _protocol(data: Any, threat: Any, n: int) -> str:
     """ "standard", or how this differs from the leaderboard of the data set."""
+    name = data.name
     known = PROTOCOLS.get((name, "linf" if isinstance(threat, Linf) else "l2"))
     if known is None:
         return f"no leaderboard for {name} under this threat"
     eps, images = known
     differing = [f"eps {radius_text(threat.eps)} instead of {radius_text(eps)}"] if abs(threat.eps - eps) > 1e-9 else []
     differing += [f"subset-{n} instead of {images:,} images"] if n != images else []
+    if name != "imagenet" and (held := len(getattr(data, "source", ())) or images) != images:
+        differing.append(f"images of a set of {held:,}, not of the test part's {images:,}")
+    elif name != "imagenet" and (at := getattr(data, "positions", None)) is not None and set(at[:n]) != set(range(n)):
+        differing.append("not the first images")
     differing += ["images of your own choice, not the fixed list"] if name == "imagenet" else []
     return "; ".join(differing) or "standard"

@@ -16,12 +16,14 @@ from torch import nn
 import withstand as ws
 from tests.data.shift.trees import Reader, cifar_c, corrupted, edits, objectnet, paint, tree
 from withstand.audit.shift.plan import view_of
-from withstand.audit.shift.scores import misses
+from withstand.audit.shift.scores import check_requirement, misses
 from withstand.audit.shift.work import masked_argmax
 from withstand.corruptions.scores import ALEXNET
 from withstand.corruptions.tables import COMMON, EXTRA
 from withstand.data.folders import wnids
+from withstand.data.shift import cells
 from withstand.data.shift.classes import IMAGENET_A, IMAGENET_R, OBJECTNET
+from withstand.data.shift.disk import survey
 from withstand.data.shift.table import benchmark
 from withstand.editing.dropped import dropped_accuracy
 from withstand.editing.imagenet_e import EDITS
@@ -158,6 +160,13 @@ def test_half_of_everything_right_gives_an_mce_of_64_67(imagenet_c, tmp_path):
     assert mine["extra_accuracy"]["value"] == 0.5
     assert len(found["cells"]) == 95
     assert {c["n"] for c in found["cells"]} == {4}
+
+
+def test_relative_mce_needs_the_whole_validation_part(imagenet_c, tmp_path):
+    whole = replace(VAL, each=3, images=12)
+    found = ws.shift(target(Half()), [C, whole], root=imagenet_c, out=tmp_path / "o", partial=True, **ASKED)
+    assert "mce" in results(found, "imagenet-c")
+    assert "relative_mce" not in results(found, "imagenet-c")
 
 
 def test_extra_corruptions_stay_out_of_the_means(tmp_path):
@@ -326,6 +335,40 @@ def test_finished_work_is_not_done_again_and_changed_files_are(tmp_path):
     assert fog == {0.0}
 
 
+def test_a_file_of_the_same_size_that_changed_is_scored_again(tmp_path):
+    place = tree(tmp_path / "imagenet-val", VAL.subset or (), 2)
+    for path in place.rglob("*.png"):
+        Image.open(path).save(path.with_suffix(".bmp"))
+        path.unlink()
+    asked = {"root": tmp_path, "out": tmp_path / "o", **ASKED}
+    before = ws.shift(target(Reader()), VAL, **asked)
+    file = place / wnids()[0] / "000.bmp"
+    size = file.stat().st_size
+    Image.fromarray(paint(999)).save(file)
+    assert file.stat().st_size == size
+    after = ws.shift(target(Reader()), VAL, **asked)
+    assert [results(f, "imagenet")["top1"]["value"] for f in (before, after)] == [1, 7 / 8]
+
+
+def test_with_a_limit_only_what_is_scored_is_looked_at(tmp_path, monkeypatch):
+    tree(tmp_path / "imagenet-val", VAL.subset or (), 2)
+    looked: list[str] = []
+    monkeypatch.setattr(cells, "look", lambda photo: looked.append(photo.file))
+    found = ws.shift(target(Reader()), VAL, root=tmp_path, out=tmp_path / "o", limit=4, **ASKED)
+    scored = predictions(tmp_path / "o")["rows/m/imagenet"][0]
+    names = survey(VAL, tmp_path).cells[""].listing().names
+    assert sorted(looked) == [f"{tmp_path}/imagenet-val/{names[i]}" for i in sorted(scored)]
+    assert results(found, "imagenet")["top1"]["n"] == 4
+
+
+def test_another_definition_of_a_benchmark_is_another_run(tmp_path):
+    tree(tmp_path / "imagenet-val", VAL.subset or (), 2)
+    asked = {"root": tmp_path, "out": tmp_path / "o", **ASKED}
+    ws.shift(target(Reader()), VAL, **asked)
+    with pytest.raises(BadInput, match="holds another run"):
+        ws.shift(target(Reader()), replace(VAL, part="whole"), **asked)
+
+
 def test_other_settings_are_refused_in_the_same_folder(tmp_path):
     tree(tmp_path / "imagenet-val", VAL.subset or (), 2)
     asked = {"root": tmp_path, "out": tmp_path / "o", **ASKED}
@@ -448,11 +491,37 @@ def test_requirements_say_which_results_are_worse(requirement, missed):
 
 
 @pytest.mark.parametrize(
-    "requirement", ["imagenet-a", "imagenet-a=x", "imagenet-b=1", "q/imagenet-a=1", "imagenet-c=1"]
+    "requirement",
+    [
+        "imagenet-a",
+        "imagenet-a=x",
+        "imagenet-a=nan",
+        "imagenet-a=inf",
+        "imagenet-b=1",
+        "q/imagenet-a=1",
+        "imagenet-c=1",
+    ],
 )
 def test_requirements_that_nothing_answers_are_refused(requirement):
     with pytest.raises(BadInput, match="This run has imagenet-a:top1"):
         misses(FOUND, requirement)
+
+
+@pytest.mark.parametrize(
+    ("requirement", "said"),
+    [
+        ("imagenet-a", "This run has imagenet-a, imagenet-c"),
+        ("imagenet-a=nan", "This run has"),
+        ("imagenet-r=1", "This run has"),
+        ("imagenet-c:mse=70", "This run has"),
+        ("q/imagenet-a=1", "The models are m, n"),
+    ],
+)
+def test_requirements_that_no_run_can_answer_are_refused_beforehand(requirement, said):
+    for good in ("imagenet-a=0.15", "n/imagenet-c:mce=70"):
+        check_requirement(good, ["m", "n"], ["imagenet-a", "imagenet-c"])
+    with pytest.raises(BadInput, match=said):
+        check_requirement(requirement, ["m", "n"], ["imagenet-a", "imagenet-c"])
 
 
 def test_the_json_is_what_is_returned(tmp_path):

@@ -5,12 +5,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.data.shift.trees import cifar_c, corrupted, edits, objectnet, tree
 from withstand.data.folders import wnids
 from withstand.data.shift.classes import IMAGENET_A, OBJECTNET
 from withstand.data.shift.disk import class_order, survey
 from withstand.data.shift.table import benchmark
+from withstand.data.shift.view import View
 from withstand.errors import BadInput
 
 KINDS = ("fog", "snow")
@@ -106,6 +108,27 @@ def test_corrupted_sets_are_found_with_and_without_the_groups_of_the_archives(tm
     assert stock.aligned
 
 
+def test_two_folders_of_one_corruption_are_refused(tmp_path):
+    place = corrupted(tmp_path / "imagenet-c", KINDS, (0, 5, 999))
+    corrupted(place / "weather", ("fog",), (0,))
+    with pytest.raises(BadInput, match="two folders of fog"):
+        survey(C, tmp_path, KINDS)
+
+
+@pytest.mark.parametrize("text", ["{", "[]"])
+def test_a_manifest_that_says_nothing_is_refused(tmp_path, text):
+    place = tree(tmp_path / "imagenet-val", (0, 5, 999), 1)
+    (place / "withstand.json").write_text(text)
+    with pytest.raises(BadInput, match=r"withstand.json: got no manifest"):
+        survey(VAL, tmp_path)
+
+
+def test_hidden_files_beside_the_arrays_are_passed_over(tmp_path):
+    place = cifar_c(tmp_path / "CIFAR-10-C", KINDS, [3, 1, 4, 1], 1)
+    (place / "._fog.npy").write_bytes(b"left by another system")
+    assert len(survey(CIFAR, tmp_path, KINDS).cells) == 10
+
+
 def test_missing_corruptions_severities_and_images_are_listed(tmp_path):
     place = corrupted(tmp_path / "imagenet-c", KINDS, (0, 5, 999))
     (place / "fog" / "2" / "n15075141" / "000.png").unlink()
@@ -187,11 +210,20 @@ def test_files_that_are_no_images_and_empty_ones_are_refused(tmp_path):
         survey(VAL, tmp_path)
 
 
+def test_deep_files_are_refused_even_without_looking(tmp_path):
+    place = tree(tmp_path / "imagenet-val", (0, 5, 999), 1)
+    Image.fromarray(np.full((8, 8), 40_000, np.uint16)).save(place / "n15075141" / "000.png")
+    listing = survey(VAL, tmp_path).cells[""].listing()
+    with pytest.raises(BadInput, match=r"n15075141/000.png: got more than 8 bits"):
+        listing.pixels(2, View(8, 8), "whole")
+
+
 def test_truncated_files_are_found_by_looking(tmp_path):
     place = tree(tmp_path / "imagenet-val", (0, 5, 999), 1)
     file = place / "n15075141" / "000.png"
     file.write_bytes(file.read_bytes()[:-20])
-    damaged = survey(VAL, tmp_path).cells[""].listing().damaged()
+    listing = survey(VAL, tmp_path).cells[""].listing()
+    damaged = listing.damaged(np.arange(3))
     assert len(damaged) == 1
     assert str(file) in damaged[0]
 

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ class ShiftPlan:
         """What a folder is refused by where it holds another run. The files themselves are compared cell by cell."""
         return {
             "withstand": withstand.__version__,
-            "benchmarks": list(self.stocks),
+            "benchmarks": {name: asdict(stock.benchmark) for name, stock in self.stocks.items()},
             "models": {name: model.fingerprint() for name, model in self.models.items()},
             "views": {name: view.to_json() for name, view in self.views.items()},
             "limit": self.limit,

@@ -35,7 +35,7 @@ class Stock:
     """A benchmark as it lies on the disk.
 
     cells: what is scored. images: in all cells together. identities, digests: for each cell, of the names of its images, and
-    of names and sizes. missing: what the whole set has and this one has not, or the other way round. made: what the
+    of names, sizes and times. missing: what the whole set has and this one has not, or the other way round. made: what the
     manifest of a set says that was made here; None for a copy of the published one.
     """
 
@@ -95,10 +95,23 @@ def survey(
         )
     filled = {key: cell for key, cell in cells.items() if sizes[key]}
     manifests = [place / name for name in MANIFESTS if (place / name).is_file()]
-    made = json.loads(manifests[0].read_text(encoding="utf-8")) if manifests else None
+    made = _manifest(manifests[0]) if manifests else None
     sizes = {key: sizes[key] for key in filled}
     identities = {key: identities[key] for key in filled}
     return Stock(benchmark, place, filled, sizes, identities, digests, tuple(missing), made)
+
+
+def _manifest(file: Path) -> dict:
+    """What it says. Raises: BadInput where it is none."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise bad(
+            str(file), "no manifest", "what withstand wrote beside a set that it made", "Copy it again, or remove it."
+        )
+    return found
 
 
 def _cut(keys: Sequence[str]) -> str:
@@ -205,7 +218,11 @@ def _cells(
         kept = set(OBJECTNET.values()) if benchmark.layout == "objectnet" else None
         return {"": FolderCell(place, class_order(benchmark, place), kept)}, []
     order = class_order(benchmark, place)
-    found = dict(_kinds(place, (*kinds, *extra)))
+    found: dict[str, Path] = {}
+    for kind, folder in _kinds(place, (*kinds, *extra)):
+        if kind in found:
+            raise bad(str(place), f"two folders of {kind}: {found[kind]} and {folder}", "one", "Move one away.")
+        found[kind] = folder
     cells: dict[str, Cell] = {}
     missing = [f"{kind}: no folder" for kind in kinds if kind not in found]
     for kind in (k for k in (*kinds, *extra) if k in found):
@@ -251,7 +268,7 @@ def _edits(benchmark: Benchmark, place: Path, kinds: Sequence[str]) -> tuple[dic
 def _arrays(
     benchmark: Benchmark, place: Path, kinds: Sequence[str], extra: Sequence[str]
 ) -> tuple[dict[str, Cell], list[str]]:
-    files = {path.stem: path for path in sorted(place.glob("*.npy"))}
+    files = {path.stem: path for path in sorted(place.glob("[!.]*.npy"))}
     if "labels" not in files:
         raise bad(str(place), "no labels.npy", "labels.npy and an .npy for each corruption")
     y = array_of(files.pop("labels"))
