@@ -22,6 +22,11 @@ C = replace(benchmark("imagenet-c"), each=1, images=3, subset=(0, 5, 999))
 CIFAR = replace(benchmark("cifar10-c"), images=4)
 
 
+def _archived(file):
+    with open(file, "wb") as target:
+        np.savez(target, np.zeros(4))
+
+
 def labels(stock, key=""):
     return stock.cells[key].listing().labels.tolist()
 
@@ -81,6 +86,13 @@ def test_objectnet_goes_by_position_and_drops_what_imagenet_has_not(tmp_path):
     stock = survey(benchmark("objectnet"), tmp_path)
     assert sorted(set(labels(stock))) == sorted(set(OBJECTNET.values()))
     assert stock.images == 113
+
+
+def test_a_picture_that_is_all_border_is_refused_by_name(tmp_path):
+    images = objectnet(tmp_path / "ObjectNet" / "images")
+    Image.fromarray(np.zeros((4, 9, 3), np.uint8)).save(images / "thing_001" / "000.png")
+    with pytest.raises(BadInput, match=r"thing_001/000.png: got 9 x 4 pixels"):
+        survey(benchmark("objectnet"), tmp_path).cells[""].listing().pixels(0, View(8, 8), "inside")
 
 
 def test_a_part_of_objectnet_needs_the_table_of_all_its_folders(tmp_path):
@@ -183,6 +195,7 @@ def test_the_labels_of_cifar_c_come_once_or_five_times(tmp_path, copies):
         (lambda p: np.save(p / "fog.npy", np.zeros((19, 32, 32, 3), np.uint8)), "uint8 .19, 32, 32, 3."),
         (lambda p: np.save(p / "fog.npy", np.zeros((20, 3, 32, 32), np.uint8)), "allowed: uint8"),
         (lambda p: np.save(p / "fog.npy", np.zeros((10, 32, 32, 3), np.uint8)), "4 labels; allowed: 2"),
+        (lambda p: _archived(p / "fog.npy"), "an archive of arrays"),
         (lambda p: (p / "fog.npy").write_bytes((p / "fog.npy").read_bytes()[:-100]), "not a whole .npy file"),
         (lambda p: np.save(p / "fog.npy", np.array([{}]), allow_pickle=True), "not a whole .npy file"),
     ],
@@ -278,6 +291,10 @@ def test_edits_are_flat_folders_labelled_by_a_table(tmp_path):
         (lambda p: (p / "labels.txt").write_text("a.png\t1000\n"), "line 1"),
         (lambda p: (p / "labels.txt").write_text("a.png 5\n"), "line 1"),
         (lambda p: (p / "labels.txt").write_text("a.png\t5\n"), "files without a label: b.png"),
+        (lambda p: (p / "labels.txt").write_bytes(b"\xff\xfe\n"), "line 1"),
+        (lambda p: (p / "labels.txt").write_text("a.png\t5\nb.png\t9\na.png\t6\n"), "line 3: another label for a.png"),
+        (lambda p: (p / "20" / "b.jpg").write_bytes(b"x"), "several files of one image: b"),
+        (lambda p: [f.unlink() for f in (p / "ori").iterdir()], "ori: got no images"),
         (lambda p: (p / "blurred").mkdir(), "the folder 'blurred'"),
         (lambda p: (p / "20").rename(p.parent / "aside"), "20: no folder"),
         (lambda p: (p / "20" / "b.png").unlink(), "20: 1 images instead of 2"),
@@ -287,4 +304,4 @@ def test_edits_are_flat_folders_labelled_by_a_table(tmp_path):
 def test_edits_that_are_not_what_they_should_be_are_refused(tmp_path, break_it, said):
     break_it(edits(tmp_path / "imagenet-e", PARTS, {"a": 5, "b": 999}))
     with pytest.raises(BadInput, match=said):
-        survey(E, tmp_path, PARTS)
+        survey(E, tmp_path, PARTS, partial="ori" in said)

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,7 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from withstand.data.photos import SUFFIXES, Photo, each, look, opened
-from withstand.data.shift.view import Part, View
+from withstand.data.shift.view import BORDER, Part, View
 from withstand.errors import BadInput, bad
 
 SHOWN = 10
@@ -123,6 +124,10 @@ class FlatCell:
             raise bad(str(self.place), f"empty files, or no images: {some(off)}", "image files", "Copy them again.")
         names = [entry[0] for entry in found]
         stems = [os.path.splitext(name)[0] for name in names]
+        if twice := [stem for stem, n in Counter(stems).items() if n > 1]:
+            raise bad(
+                str(self.place), f"several files of one image: {some(twice)}", "one of each", "Move the others away."
+            )
         text = "\0".join(f"{n} {size} {changed} {self.labels[k]}" for (n, size, changed, _), k in zip(found, stems))
         digest = hashlib.sha256(text.encode())
         identities = hashlib.sha256("\0".join(stems).encode())
@@ -144,6 +149,10 @@ class Files:
         if image.mode in ("F", "I") or image.mode.startswith("I;"):  # which would turn white
             raise bad(
                 str(self._photo(i)), "more than 8 bits per channel", "8-bit images", "Convert it, e.g. to 8-bit PNG."
+            )
+        if part == "inside" and min(image.size) <= 2 * BORDER:
+            raise bad(
+                str(self._photo(i)), f"{image.size[0]} x {image.size[1]} pixels", "more than its border", "Remove it."
             )
         return np.asarray(view(image.convert("RGB"), part))
 
@@ -195,9 +204,12 @@ class ArrayCell:
 def array_of(file: Path) -> np.ndarray:
     """The array in an .npy file, mapped. Raises: BadInput for a truncated file, and one with pickled objects."""
     try:
-        return np.load(file, mmap_mode="r", allow_pickle=False)
+        found = np.load(file, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise BadInput(f"{file}: not a whole .npy file ({error}). Copy it again.") from None
+    if not isinstance(found, np.ndarray):
+        raise BadInput(f"{file}: an archive of arrays, not a whole .npy file. Copy it again.")
+    return found
 
 
 def folders_of(place: Path) -> list[str]:

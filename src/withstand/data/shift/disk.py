@@ -93,6 +93,8 @@ def survey(
             f"{benchmark.name}: what is in {place} is not the whole set:\n  {shown}\nComplete it, or give --partial "
             "(partial=True) to score what is there, which compares with no published figure."
         )
+    if benchmark.layout == "edits" and not sizes[kinds[0]]:
+        raise bad(str(place / kinds[0]), "no images", "the sources, which the edits are compared with")
     filled = {key: cell for key, cell in cells.items() if sizes[key]}
     manifests = [place / name for name in MANIFESTS if (place / name).is_file()]
     made = _manifest(manifests[0]) if manifests else None
@@ -253,12 +255,12 @@ def _edits(benchmark: Benchmark, place: Path, kinds: Sequence[str]) -> tuple[dic
     if not file.is_file() or not (place / kinds[0]).is_dir():
         raise bad(str(place), "another layout", f"labels.txt, {kinds[0]}, and a folder for each edit")
     labels: dict[str, int] = {}
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
         name, _, label = line.partition("\t")
         if line.strip() and (not label.strip().isdecimal() or int(label) >= benchmark.logits):
             raise bad(str(file), f"line {number}: {line!r}", "a file name, a tab and a label from 0 to 999")
-        if line.strip():
-            labels[Path(name).stem] = int(label)
+        if line.strip() and labels.setdefault(Path(name).stem, int(label)) != int(label):
+            raise bad(str(file), f"line {number}: another label for {name}", "one label for each image")
     if strange := [name for name in folders_of(place) if name not in kinds]:
         raise bad(str(place), f"the folder {strange[0]!r}", ", ".join(kinds), "Move it away.")
     missing = [f"{kind}: no folder" for kind in kinds if not (place / kind).is_dir()]
