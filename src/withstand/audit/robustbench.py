@@ -74,6 +74,12 @@ def robustbench_eval(
     threat = coerce("threat")(threat)
     if not isinstance(threat, (Linf, L2)) or not isinstance(threat.eps, float):
         raise bad("threat", repr(threat), "linf or l2 with one radius, e.g. linf(8/255)")
+    if isinstance(threat, Linf) and threat.eps > 1:
+        raise bad("threat", repr(threat), "a radius up to 1, since images are in [0, 1]", "8/255 is meant, not 8?")
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise bad("seed", repr(seed), "a whole number")
+    if block is not None and (isinstance(block, bool) or not isinstance(block, int) or block < 1):
+        raise bad("block", repr(block), "a whole number >= 1")
     models = model if isinstance(model, Mapping) else {"model": model}
     if len(models) != 1:
         raise bad("model", f"{len(models)} models", "one")
@@ -135,6 +141,8 @@ def _admit(target: Target, data: Dataset, x: Tensor) -> None:
         slope = None
         if first.requires_grad:
             slope = torch.autograd.grad(first.square().sum(), point, allow_unused=True)[0]
+    if slope is not None and not bool(slope.isfinite().all()):
+        raise BadInput(f"{target.name}: its gradient with respect to the images has NaN or Inf, which no attack can follow.")
     if slope is None or not bool(slope.abs().sum() > 0):
         raise BadInput(
             f"{target.name}: its gradient with respect to the images is zero everywhere; RobustBench does not admit it. "
@@ -215,7 +223,7 @@ def _protocol(data: Any, threat: Any, n: int) -> str:
     eps, images = known
     differing = [f"eps {radius_text(threat.eps)} instead of {radius_text(eps)}"] if abs(threat.eps - eps) > 1e-9 else []
     differing += [f"subset-{n} instead of {images:,} images"] if n != images else []
-    if name != "imagenet" and (held := len(getattr(data, "source", ())) or images) != images:
+    if name != "imagenet" and (held := len(getattr(data, "source", ()))) > images:
         differing.append(f"images of a set of {held:,}, not of the test part's {images:,}")
     elif name != "imagenet" and (at := getattr(data, "positions", None)) is not None and set(at[:n]) != set(range(n)):
         differing.append("not the first images")

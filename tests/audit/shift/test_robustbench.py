@@ -98,6 +98,17 @@ class Blind(nn.Module):
         return (x.flatten(1) > 0.5).float() @ self.weight
 
 
+class Broken(nn.Module):
+    """Finite logits, no finite gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = centres()
+
+    def forward(self, x):
+        return self.net(x) + (0 * x.flatten(1)[:, :1]).sqrt()
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -109,7 +120,11 @@ class Blind(nn.Module):
         ({"n": True}, "n: got True"),
         ({"model": Noisy().eval()}, "two passes of the same images differ"),
         ({"model": Blind().eval()}, "gradient with respect to the images is zero"),
+        ({"model": Broken().eval()}, "gradient with respect to the images has NaN"),
         ({"threat": "l1(3.0)"}, "linf or l2"),
+        ({"threat": "linf(8)"}, "8/255 is meant"),
+        ({"seed": "x"}, "seed: got 'x'"),
+        ({"block": 0}, "block: got 0"),
         ({"about": {"paper": "x"}}, "about: there is no 'paper'"),
         ({"n": 11}, "n: got 11"),
         (
