@@ -208,6 +208,48 @@ def test_a_limit_takes_the_same_images_of_every_cell(imagenet_c, tmp_path):
     assert {c["n"] for c in found["cells"]} == {2}
 
 
+def test_a_limit_gives_every_class_its_share(tmp_path):
+    tree(tmp_path / "imagenet-val", VAL.subset or (), 2)
+    chosen = set()
+    for seed in range(4):
+        out = tmp_path / f"o{seed}"
+        ws.shift(target(Reader()), VAL, root=tmp_path, out=out, limit=4, seed=seed, **ASKED)
+        ((ids, predicted),) = predictions(out).values()
+        assert sorted(predicted) == [0, 5, 500, 999]
+        chosen.add(tuple(ids))
+    assert len(chosen) > 1
+
+
+class Corner(nn.Module):
+    """Sure of class 1 where the first pixel is white, of class 2 where it is grey, else of 0."""
+
+    def forward(self, x):
+        return (
+            nn.functional.one_hot((2 * x[:, 0, 0, 0]).round().long() % 3, 1000).float()[:, [0, 2, 1, *range(3, 1000)]]
+            * 9
+        )
+
+
+@pytest.mark.parametrize(("name", "seen"), [("imagenet", 0), ("stylized", 1), ("imagenet-e", 0), ("objectnet", 2)])
+def test_what_a_model_sees_of_a_file_depends_on_the_benchmark(tmp_path, name, seen):
+    rings = np.zeros((16, 16, 3), np.uint8)
+    rings[:4] = rings[-4:] = rings[:, :4] = rings[:, -4:] = 128
+    rings[:2] = rings[-2:] = rings[:, :2] = rings[:, -2:] = 255
+    whole = replace(benchmark(name), images=1, each=None)
+    if whole.layout == "edits":
+        place = edits(tmp_path / whole.folders[0], ("ori",), {"a": 0}) / "ori"
+    elif whole.layout == "objectnet":
+        objectnet(tmp_path / whole.folders[0])
+        place = tmp_path / whole.folders[0] / "thing_001"
+    else:
+        place = tree(tmp_path / whole.folders[0], (0,)) / wnids()[0]
+    for file in place.iterdir():
+        Image.fromarray(rings).save(file)
+    asked = {"size": 12 if whole.part == "inside" else 16, "crop": 0.5, "interpolation": "nearest"}
+    ws.shift(target(Corner()), whole, root=tmp_path, out=tmp_path / "o", partial=True, **asked)
+    assert [predicted[0] for _, predicted in predictions(tmp_path / "o").values()] == [seen]
+
+
 @pytest.mark.parametrize(("block", "workers"), [(1, 1), (3, 2), (100, 4)])
 def test_no_result_depends_on_blocks_or_workers(tmp_path, block, workers):
     tree(tmp_path / "imagenet-val", VAL.subset or (), 2)

@@ -9,7 +9,7 @@ from PIL import Image
 
 from tests.data.shift.trees import cifar_c, corrupted, edits, objectnet, tree
 from withstand.data.folders import wnids
-from withstand.data.shift.classes import IMAGENET_A, OBJECTNET
+from withstand.data.shift.classes import IMAGENET_A, IMAGENET_R, OBJECTNET
 from withstand.data.shift.disk import class_order, survey
 from withstand.data.shift.table import benchmark
 from withstand.data.shift.view import View
@@ -305,3 +305,33 @@ def test_edits_that_are_not_what_they_should_be_are_refused(tmp_path, break_it, 
     break_it(edits(tmp_path / "imagenet-e", PARTS, {"a": 5, "b": 999}))
     with pytest.raises(BadInput, match=said):
         survey(E, tmp_path, PARTS, partial="ori" in said)
+
+
+# The table of benchmarks ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "folder", "images", "each", "classes", "part"),
+    [
+        ("imagenet", "imagenet-val", 50_000, 50, 1000, "centre"),
+        ("imagenet-v2", "imagenetv2", 10_000, 10, 1000, "centre"),
+        ("imagenet-a", "imagenet-a", 7_500, None, 200, "centre"),
+        ("imagenet-r", "imagenet-r", 30_000, None, 200, "centre"),
+        ("imagenet-sketch", "imagenet-sketch", 50_889, None, 1000, "centre"),
+        ("stylized", "imagenet-style", 50_000, 50, 1000, "whole"),
+        ("objectnet", "ObjectNet/images", None, None, 1000, "inside"),
+        ("imagenet-c", "imagenet-c", 50_000, 50, 1000, "whole"),
+        ("cifar10-c", "CIFAR-10-C", 10_000, None, 10, "whole"),
+        ("cifar100-c", "CIFAR-100-C", 10_000, None, 100, "whole"),
+        ("imagenet-e", "imagenet-e", 4_352, None, 1000, "centre"),
+    ],
+)
+def test_every_benchmark_is_what_its_paper_says(name, folder, images, each, classes, part):
+    b = benchmark(name)
+    assert (b.folders[0], b.images, b.each, len(b.subset or range(b.logits)), b.part) == (
+        folder, images, each, classes, part,
+    )  # fmt: skip
+
+
+def test_the_subset_of_a_and_that_of_r_are_not_exchanged():
+    assert (benchmark("a").subset, benchmark("r").subset) == (IMAGENET_A, IMAGENET_R)
