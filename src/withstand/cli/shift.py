@@ -97,6 +97,8 @@ def evaluate(
     from withstand.audit.shift.scores import check_requirement, misses
     from withstand.cli.console import progress, resumable, say, show, table
     from withstand.cli.specs import load_models, split_name
+    from withstand.corruptions import corruption_names
+    from withstand.data.shift.disk import locate
     from withstand.data.shift.table import benchmark
     from withstand.errors import NotMet, bad
     from withstand.files import slug
@@ -105,6 +107,8 @@ def evaluate(
     if format is Format.junit:
         raise bad("--format", "junit", "text, json or markdown")
     asked = [benchmark(name) for text in benchmarks for name in text.split(",") if name]
+    for one in asked:  # before models are loaded
+        locate(one, root, corruption_names("all"), len(asked) == 1)
     given = [slug(name or spec) for name, spec in map(split_name, models)]
     folder = out or Path("runs") / ("shift-" + "-".join([*given, *(b.name for b in asked)]))[:120]
     with resumable(f"The same command continues in {folder}"):

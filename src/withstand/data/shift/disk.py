@@ -73,7 +73,7 @@ def survey(
     Raises: BadInput for a set that is not there, class folders or corruptions that it does not know (by name), files that
     are no images, and, unless `partial`, for one that is incomplete, with the list.
     """
-    place = _place(benchmark, Path(root).expanduser(), (*kinds, *extra), alone)
+    place = locate(benchmark, root, (*kinds, *extra), alone)
     cells, missing = _cells(benchmark, place, kinds, extra)
     sizes: dict[str, int] = {}
     identities: dict[str, str] = {}
@@ -168,8 +168,9 @@ def _objects(place: Path) -> dict[str, int]:
     return {name: position for position, name in enumerate(names)}
 
 
-def _place(benchmark: Benchmark, root: Path, kinds: Sequence[str], alone: bool) -> Path:
-    """The benchmark's folder. Letters may be large or small."""
+def locate(benchmark: Benchmark, root: str | Path, kinds: Sequence[str], alone: bool) -> Path:
+    """The benchmark's folder, see `survey`. Letters may be large or small. Raises: BadInput that says where it looked."""
+    root = Path(root).expanduser()
     if not root.is_dir():
         raise bad("root", root, "a folder with benchmarks in it")
     looked = []
