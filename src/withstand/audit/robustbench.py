@@ -142,7 +142,9 @@ def _admit(target: Target, data: Dataset, x: Tensor) -> None:
         if first.requires_grad:
             slope = torch.autograd.grad(first.square().sum(), point, allow_unused=True)[0]
     if slope is not None and not bool(slope.isfinite().all()):
-        raise BadInput(f"{target.name}: its gradient with respect to the images has NaN or Inf, which no attack can follow.")
+        raise BadInput(
+            f"{target.name}: its gradient with respect to the images has NaN or Inf, which no attack can follow."
+        )
     if slope is None or not bool(slope.abs().sum() > 0):
         raise BadInput(
             f"{target.name}: its gradient with respect to the images is zero everywhere; RobustBench does not admit it. "
