@@ -56,7 +56,10 @@ def test_requirements_decide_the_exit_code(here, withstand):
     failed = withstand(*asked, "--fail-under", "imagenet-a=1.0")
     assert failed.code == 1
     assert "wanted >= 1" in failed.err
-    assert withstand(*asked, "--fail-under", "imagenet-r=1.0").code == 2
+    early = withstand(*asked, "--fail-under", "imagenet-r=1.0", "--out", "never")
+    assert early.code == 2
+    assert "This run has imagenet-a" in early.err
+    assert not (here / "never").exists()
 
 
 @pytest.mark.parametrize(
@@ -98,8 +101,12 @@ def test_the_benchmarks_are_listed(here, withstand):
 
 def test_a_robustbench_record_is_printed(here, withstand):
     asked = ["shift", "robustbench", "net.py:centres", "--data", "digits", "--limit", 6, "--out", "rb"]
-    done = withstand(*asked, "--about", "venue=here")
+    own = ["--about", "additional_data=false", "--about", "number_forward_passes=2"]
+    done = withstand(*asked, "--about", "venue=here", *own)
     assert done.code == 0
     record = json.loads(done.out)
     assert (record["n_examples"], record["venue"]) == (6, "here")
+    assert (record["additional_data"], record["number_forward_passes"]) == (False, 2)
+    assert withstand(*asked, "--about", "additional_data=maybe").code == 2
+    assert withstand(*asked, "--about", "number_forward_passes=0").code == 2
     assert withstand(*asked, "--about", "here").code == 2

@@ -112,6 +112,8 @@ def test_other_settings_and_foreign_folders_are_refused(thumbs, tmp_path):
         ({"layout": "cifar100-c"}, "100 classes"),
         ({"layout": "imagenet-c"}, "source: got Images"),
         ({"source": "cifar10"}, "source: got str"),
+        ({"kinds": ("fog", "frost"), "frost_textures": "nowhere"}, "frost_textures"),
+        ({"frost_textures": [np.zeros((8, 8, 3), np.uint8)]}, "textures for fog"),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_written(thumbs, tmp_path, change, said):

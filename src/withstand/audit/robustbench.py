@@ -74,12 +74,22 @@ def robustbench_eval(
     threat = coerce("threat")(threat)
     if not isinstance(threat, (Linf, L2)) or not isinstance(threat.eps, float):
         raise bad("threat", repr(threat), "linf or l2 with one radius, e.g. linf(8/255)")
-    if isinstance(model, torch.nn.Module) and model.training:
-        raise bad("model", "a module in train mode", "one in eval mode", "Call model.eval() first.")
+    if isinstance(threat, Linf) and threat.eps > 1:
+        raise bad("threat", repr(threat), "a radius up to 1, since images are in [0, 1]", "8/255 is meant, not 8?")
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise bad("seed", repr(seed), "a whole number")
+    if block is not None and (isinstance(block, bool) or not isinstance(block, int) or block < 1):
+        raise bad("block", repr(block), "a whole number >= 1")
+    models = model if isinstance(model, Mapping) else {"model": model}
+    if len(models) != 1:
+        raise bad("model", f"{len(models)} models", "one")
+    ((given, one),) = models.items()
+    if getattr(one if isinstance(one, torch.nn.Module) else getattr(one, "module", None), "training", False):
+        raise bad("model", f"{given} in train mode", "one in eval mode", "Call model.eval() first.")
     device = usable_device(device)
-    ((name, target),) = placed({"model": model} if not isinstance(model, Mapping) else model, device).items()
+    ((name, target),) = placed(models, device).items()
     data = as_dataset(data, [target])
-    if n is not None and not 1 <= n <= len(data):
+    if n is not None and (isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= len(data)):
         raise bad("n", n, f"1 to {len(data)}, the images of {data.name}")
     total = n or len(data)
     x = data.batch(range(min(16, total))).to(device).x
@@ -131,6 +141,10 @@ def _admit(target: Target, data: Dataset, x: Tensor) -> None:
         slope = None
         if first.requires_grad:
             slope = torch.autograd.grad(first.square().sum(), point, allow_unused=True)[0]
+    if slope is not None and not bool(slope.isfinite().all()):
+        raise BadInput(
+            f"{target.name}: its gradient with respect to the images has NaN or Inf, which no attack can follow."
+        )
     if slope is None or not bool(slope.abs().sum() > 0):
         raise BadInput(
             f"{target.name}: its gradient with respect to the images is zero everywhere; RobustBench does not admit it. "
@@ -186,7 +200,7 @@ def _record(
         "threat_model": "Linf" if isinstance(threat, Linf) else "L2",
         "n_examples": n,
         "intervals": {"clean_acc": _per_cent(wilson(clean, n)), "autoattack_acc": _per_cent(wilson(robust, n))},
-        "protocol": _protocol(data.name, threat, n),
+        "protocol": _protocol(data, threat, n),
         "accuracy_after": {
             c["after"]: round(100 * float(table.where(after=c["after"]).value.sum()) / n, 2)
             for c in conditions
@@ -202,13 +216,18 @@ def _per_cent(interval: tuple[float, float]) -> list[float]:
     return [round(100 * bound, 2) for bound in interval]
 
 
-def _protocol(name: str, threat: Any, n: int) -> str:
+def _protocol(data: Any, threat: Any, n: int) -> str:
     """ "standard", or how this differs from the leaderboard of the data set."""
+    name = data.name
     known = PROTOCOLS.get((name, "linf" if isinstance(threat, Linf) else "l2"))
     if known is None:
         return f"no leaderboard for {name} under this threat"
     eps, images = known
     differing = [f"eps {radius_text(threat.eps)} instead of {radius_text(eps)}"] if abs(threat.eps - eps) > 1e-9 else []
     differing += [f"subset-{n} instead of {images:,} images"] if n != images else []
+    if name != "imagenet" and (held := len(getattr(data, "source", ()))) > images:
+        differing.append(f"images of a set of {held:,}, not of the test part's {images:,}")
+    elif name != "imagenet" and (at := getattr(data, "positions", None)) is not None and set(at[:n]) != set(range(n)):
+        differing.append("not the first images")
     differing += ["images of your own choice, not the fixed list"] if name == "imagenet" else []
     return "; ".join(differing) or "standard"

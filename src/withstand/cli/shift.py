@@ -94,7 +94,7 @@ def evaluate(
     one was stopped, at whatever moment.
     """
     from withstand.audit.shift import shift
-    from withstand.audit.shift.scores import misses
+    from withstand.audit.shift.scores import check_requirement, misses
     from withstand.cli.console import progress, resumable, say, show, table
     from withstand.cli.specs import load_models, split_name
     from withstand.corruptions import corruption_names
@@ -113,6 +113,8 @@ def evaluate(
     folder = out or Path("runs") / ("shift-" + "-".join([*given, *(b.name for b in asked)]))[:120]
     with resumable(f"The same command continues in {folder}"):
         loaded, _ = load_models(models, weights, mean, std, None, allow_pickle, classes=classes)
+        for requirement in fail_under or []:
+            check_requirement(requirement, [*loaded], [b.name for b in asked])
         with progress() as report:
             found = shift(
                 loaded, asked, root=root, out=folder, partial=partial, limit=limit, seed=seed, size=size, crop=crop,
@@ -210,9 +212,17 @@ def robustbench(
     from withstand.data import load_data
     from withstand.errors import bad
 
-    said = dict(map(split_name, about or []))
+    said: dict[str | None, Any] = dict(map(split_name, about or []))
     if None in said:
         raise bad("--about", repr(said[None]), "FIELD=TEXT, e.g. venue='NeurIPS 2021'")
+    if (extra := said.get("additional_data")) is not None:
+        if extra not in ("true", "false"):
+            raise bad("--about additional_data", repr(extra), "true or false")
+        said["additional_data"] = extra == "true"
+    if (passes := said.get("number_forward_passes")) is not None:
+        if not passes.isdecimal() or int(passes) < 1:
+            raise bad("--about number_forward_passes", repr(passes), "a whole number >= 1")
+        said["number_forward_passes"] = int(passes)
     target = load_one(model, weights, mean, std, device, allow_pickle)
     examples = load_data(data, root, split, limit, size=size)
     with resumable("The same command continues."), progress() as report:

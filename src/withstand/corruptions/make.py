@@ -14,8 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 from withstand.corruptions.apply import corrupt
-from withstand.corruptions.frost import Textures
-from withstand.corruptions.tables import COMMON, corruption_names
+from withstand.corruptions.frost import Textures, textures
+from withstand.corruptions.tables import COMMON, SIDES, Preset, corruption_names
 from withstand.data.shift.disk import MANIFEST, SEVERITIES, survey
 from withstand.data.shift.table import benchmark
 from withstand.data.shift.view import View
@@ -53,7 +53,8 @@ def make_corrupted(
     A file `withstand.json` says that the set was made here and how; `withstand shift` repeats it beside its numbers. The
     same call goes on where an earlier one was stopped; other settings are refused.
 
-    Raises: BadInput, before anything is written, for unknown kinds, images of another size, and a folder with other files.
+    Raises: BadInput, before anything is written, for unknown kinds, images of another size, frost textures that
+        cannot be used, and a folder with other files.
 
     Reference: Hendrycks and Dietterich, "Benchmarking Neural Network Robustness to Common Corruptions and Perturbations",
     2019, arXiv 1903.12261.
@@ -66,6 +67,11 @@ def make_corrupted(
             raise unknown("corruption", kind, corruption_names("all"))
     if limit is not None and (isinstance(limit, bool) or limit < 1):
         raise bad("limit", limit, "a whole number >= 1")
+    if frost_textures is not None:
+        if "frost" not in kinds:
+            raise bad("frost_textures", f"textures for {', '.join(kinds)}", "textures where frost is made")
+        preset: Preset = "imagenet" if layout == "imagenet-c" else "cifar"
+        textures(frost_textures, preset, SIDES[preset], SIDES[preset])  # which refuses what cannot be used
     images = _Photographs(source, limit) if layout == "imagenet-c" else _Thumbnails(source, layout, limit)
     manifest = {
         "withstand": metadata.version("withstand"),

@@ -1,6 +1,7 @@
 """RobustBench's protocol."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from withstand.audit import robustbench
 from withstand.audit.robustbench import robustbench_eval
 from withstand.errors import BadInput, WithstandError
 from withstand.metrics import wilson
+from withstand.models import as_target
 
 EPS = "linf(16/255)"
 
@@ -96,13 +98,33 @@ class Blind(nn.Module):
         return (x.flatten(1) > 0.5).float() @ self.weight
 
 
+class Broken(nn.Module):
+    """Finite logits, no finite gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = centres()
+
+    def forward(self, x):
+        return self.net(x) + (0 * x.flatten(1)[:, :1]).sqrt()
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
         ({"model": centres().train()}, "train mode"),
+        ({"model": {"mine": centres().train()}}, "mine in train mode"),
+        ({"model": as_target(centres().train())}, "train mode"),
+        ({"model": {"a": centres(), "b": centres()}}, "2 models"),
+        ({"n": 2.5}, "n: got 2.5"),
+        ({"n": True}, "n: got True"),
         ({"model": Noisy().eval()}, "two passes of the same images differ"),
         ({"model": Blind().eval()}, "gradient with respect to the images is zero"),
+        ({"model": Broken().eval()}, "gradient with respect to the images has NaN"),
         ({"threat": "l1(3.0)"}, "linf or l2"),
+        ({"threat": "linf(8)"}, "8/255 is meant"),
+        ({"seed": "x"}, "seed: got 'x'"),
+        ({"block": 0}, "block: got 0"),
         ({"about": {"paper": "x"}}, "about: there is no 'paper'"),
         ({"n": 11}, "n: got 11"),
         (
@@ -119,8 +141,15 @@ def test_what_the_protocol_does_not_admit_is_refused(digits, tmp_path, change, s
 
 
 def test_the_protocol_says_how_a_run_differs_from_the_leaderboard():
-    said = robustbench._protocol
+    def said(name, threat, n, held=10_000, positions=None):
+        positions = np.arange(held) if positions is None else positions
+        return robustbench._protocol(SimpleNamespace(name=name, source=range(held), positions=positions), threat, n)
+
     assert said("cifar10", ws.Linf(8 / 255), 10_000) == "standard"
     assert said("cifar10", ws.L2(0.5), 1000) == "subset-1000 instead of 10,000 images"
     assert said("cifar100", ws.Linf(4 / 255), 10_000) == "eps 4/255 instead of 8/255"
     assert "not the fixed list" in said("imagenet", ws.Linf(4 / 255), 5000)
+    # the first 10,000 of the training part, and a random order
+    assert "a set of 50,000, not of the test part" in said("cifar10", ws.Linf(8 / 255), 10_000, 50_000)
+    assert said("cifar10", ws.L2(0.5), 3, positions=[5, 1, 2]).endswith("not the first images")
+    assert robustbench._protocol(SimpleNamespace(name="cifar10"), ws.Linf(8 / 255), 10_000) == "standard"

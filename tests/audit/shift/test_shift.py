@@ -16,12 +16,13 @@ from torch import nn
 import withstand as ws
 from tests.data.shift.trees import Reader, cifar_c, corrupted, edits, objectnet, paint, tree
 from withstand.audit.shift.plan import view_of
-from withstand.audit.shift.scores import misses
 from withstand.audit.shift.work import masked_argmax
 from withstand.corruptions.scores import ALEXNET
 from withstand.corruptions.tables import COMMON, EXTRA
 from withstand.data.folders import wnids
+from withstand.data.shift import cells
 from withstand.data.shift.classes import IMAGENET_A, IMAGENET_R, OBJECTNET
+from withstand.data.shift.disk import survey
 from withstand.data.shift.table import benchmark
 from withstand.editing.dropped import dropped_accuracy
 from withstand.editing.imagenet_e import EDITS
@@ -160,6 +161,13 @@ def test_half_of_everything_right_gives_an_mce_of_64_67(imagenet_c, tmp_path):
     assert {c["n"] for c in found["cells"]} == {4}
 
 
+def test_relative_mce_needs_the_whole_validation_part(imagenet_c, tmp_path):
+    whole = replace(VAL, each=3, images=12)
+    found = ws.shift(target(Half()), [C, whole], root=imagenet_c, out=tmp_path / "o", partial=True, **ASKED)
+    assert "mce" in results(found, "imagenet-c")
+    assert "relative_mce" not in results(found, "imagenet-c")
+
+
 def test_extra_corruptions_stay_out_of_the_means(tmp_path):
     place = corrupted(tmp_path / "imagenet-c", COMMON, C.subset or ())
     corrupted(place, EXTRA, (0,))
@@ -197,6 +205,48 @@ def test_a_limit_takes_the_same_images_of_every_cell(imagenet_c, tmp_path):
     found = ws.shift(target(Half()), C, root=imagenet_c, out=tmp_path / "o", limit=2, **ASKED)
     assert results(found, "imagenet-c")["mce"]["subset"] == "subset-2"
     assert {c["n"] for c in found["cells"]} == {2}
+
+
+def test_a_limit_gives_every_class_its_share(tmp_path):
+    tree(tmp_path / "imagenet-val", VAL.subset or (), 2)
+    chosen = set()
+    for seed in range(4):
+        out = tmp_path / f"o{seed}"
+        ws.shift(target(Reader()), VAL, root=tmp_path, out=out, limit=4, seed=seed, **ASKED)
+        ((ids, predicted),) = predictions(out).values()
+        assert sorted(predicted) == [0, 5, 500, 999]
+        chosen.add(tuple(ids))
+    assert len(chosen) > 1
+
+
+class Corner(nn.Module):
+    """Sure of class 1 where the first pixel is white, of class 2 where it is grey, else of 0."""
+
+    def forward(self, x):
+        return (
+            nn.functional.one_hot((2 * x[:, 0, 0, 0]).round().long() % 3, 1000).float()[:, [0, 2, 1, *range(3, 1000)]]
+            * 9
+        )
+
+
+@pytest.mark.parametrize(("name", "seen"), [("imagenet", 0), ("stylized", 1), ("imagenet-e", 0), ("objectnet", 2)])
+def test_what_a_model_sees_of_a_file_depends_on_the_benchmark(tmp_path, name, seen):
+    rings = np.zeros((16, 16, 3), np.uint8)
+    rings[:4] = rings[-4:] = rings[:, :4] = rings[:, -4:] = 128
+    rings[:2] = rings[-2:] = rings[:, :2] = rings[:, -2:] = 255
+    whole = replace(benchmark(name), images=1, each=None)
+    if whole.layout == "edits":
+        place = edits(tmp_path / whole.folders[0], ("ori",), {"a": 0}) / "ori"
+    elif whole.layout == "objectnet":
+        objectnet(tmp_path / whole.folders[0])
+        place = tmp_path / whole.folders[0] / "thing_001"
+    else:
+        place = tree(tmp_path / whole.folders[0], (0,)) / wnids()[0]
+    for file in place.iterdir():
+        Image.fromarray(rings).save(file)
+    asked = {"size": 12 if whole.part == "inside" else 16, "crop": 0.5, "interpolation": "nearest"}
+    ws.shift(target(Corner()), whole, root=tmp_path, out=tmp_path / "o", partial=True, **asked)
+    assert [predicted[0] for _, predicted in predictions(tmp_path / "o").values()] == [seen]
 
 
 @pytest.mark.parametrize(("block", "workers"), [(1, 1), (3, 2), (100, 4)])
@@ -326,6 +376,40 @@ def test_finished_work_is_not_done_again_and_changed_files_are(tmp_path):
     assert fog == {0.0}
 
 
+def test_a_file_of_the_same_size_that_changed_is_scored_again(tmp_path):
+    place = tree(tmp_path / "imagenet-val", VAL.subset or (), 2)
+    for path in place.rglob("*.png"):
+        Image.open(path).save(path.with_suffix(".bmp"))
+        path.unlink()
+    asked = {"root": tmp_path, "out": tmp_path / "o", **ASKED}
+    before = ws.shift(target(Reader()), VAL, **asked)
+    file = place / wnids()[0] / "000.bmp"
+    size = file.stat().st_size
+    Image.fromarray(paint(999)).save(file)
+    assert file.stat().st_size == size
+    after = ws.shift(target(Reader()), VAL, **asked)
+    assert [results(f, "imagenet")["top1"]["value"] for f in (before, after)] == [1, 7 / 8]
+
+
+def test_with_a_limit_only_what_is_scored_is_looked_at(tmp_path, monkeypatch):
+    tree(tmp_path / "imagenet-val", VAL.subset or (), 2)
+    looked: list[str] = []
+    monkeypatch.setattr(cells, "look", lambda photo: looked.append(photo.file))
+    found = ws.shift(target(Reader()), VAL, root=tmp_path, out=tmp_path / "o", limit=4, **ASKED)
+    scored = predictions(tmp_path / "o")["rows/m/imagenet"][0]
+    names = survey(VAL, tmp_path).cells[""].listing().names
+    assert sorted(looked) == [f"{tmp_path}/imagenet-val/{names[i]}" for i in sorted(scored)]
+    assert results(found, "imagenet")["top1"]["n"] == 4
+
+
+def test_another_definition_of_a_benchmark_is_another_run(tmp_path):
+    tree(tmp_path / "imagenet-val", VAL.subset or (), 2)
+    asked = {"root": tmp_path, "out": tmp_path / "o", **ASKED}
+    ws.shift(target(Reader()), VAL, **asked)
+    with pytest.raises(BadInput, match="holds another run"):
+        ws.shift(target(Reader()), replace(VAL, part="whole"), **asked)
+
+
 def test_other_settings_are_refused_in_the_same_folder(tmp_path):
     tree(tmp_path / "imagenet-val", VAL.subset or (), 2)
     asked = {"root": tmp_path, "out": tmp_path / "o", **ASKED}
@@ -362,6 +446,12 @@ def test_damaged_files_are_named_before_any_work(tmp_path):
         ({"block": True}, "block: got True"),
         ({"workers": -1}, "workers: got -1"),
         ({"crop": 2.0}, "crop: got 2.0"),
+        ({"crop": 0}, "crop: got 0"),
+        ({"size": 0}, "size: got 0"),
+        ({"size": 8.5}, "size: got 8.5"),
+        ({"seed": 1.5}, "seed: got 1.5"),
+        ({"benchmarks": None}, "benchmarks: got None"),
+        ({"benchmarks": [3]}, "benchmarks: got 3"),
         ({"interpolation": "cubic"}, "Did you mean bicubic"),
         ({"device": "tpu"}, "device: got 'tpu'"),
         ({"benchmarks": []}, "benchmarks: got none"),
@@ -420,39 +510,6 @@ def test_a_crop_mode_that_is_not_known_is_refused():
     with pytest.raises(BadInput, match="crop_mode"):
         view_of(model, None, None, None)
     assert view_of(model, None, 0.8, None).resize == 10
-
-
-# Requirements --------------------------------------------------------------------------------------------------------
-
-FOUND = {
-    "results": [
-        {"model": "m", "benchmark": "imagenet-a", "metric": "top1", "value": 0.2, "better": "higher"},
-        {"model": "n", "benchmark": "imagenet-a", "metric": "top1", "value": 0.1, "better": "higher"},
-        {"model": "m", "benchmark": "imagenet-c", "metric": "mce", "value": 70.0, "better": "lower"},
-    ]
-}
-
-
-@pytest.mark.parametrize(
-    ("requirement", "missed"),
-    [
-        ("imagenet-a=0.15", ["n"]),
-        ("m/imagenet-a=0.15", []),
-        ("imagenet-a:top1=0.3", ["m", "n"]),
-        ("imagenet-c:mce=70", []),
-        ("imagenet-c:mce=69", ["m"]),
-    ],
-)
-def test_requirements_say_which_results_are_worse(requirement, missed):
-    assert [text.split(" of ")[1][0] for text in misses(FOUND, requirement)] == missed
-
-
-@pytest.mark.parametrize(
-    "requirement", ["imagenet-a", "imagenet-a=x", "imagenet-b=1", "q/imagenet-a=1", "imagenet-c=1"]
-)
-def test_requirements_that_nothing_answers_are_refused(requirement):
-    with pytest.raises(BadInput, match="This run has imagenet-a:top1"):
-        misses(FOUND, requirement)
 
 
 def test_the_json_is_what_is_returned(tmp_path):

@@ -5,12 +5,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.data.shift.trees import cifar_c, corrupted, edits, objectnet, tree
 from withstand.data.folders import wnids
-from withstand.data.shift.classes import IMAGENET_A, OBJECTNET
+from withstand.data.shift.classes import IMAGENET_A, IMAGENET_R, OBJECTNET
 from withstand.data.shift.disk import class_order, survey
 from withstand.data.shift.table import benchmark
+from withstand.data.shift.view import View
 from withstand.errors import BadInput
 
 KINDS = ("fog", "snow")
@@ -18,6 +20,11 @@ A = replace(benchmark("imagenet-a"), images=400)
 VAL = replace(benchmark("imagenet"), each=1, images=3, subset=(0, 5, 999))
 C = replace(benchmark("imagenet-c"), each=1, images=3, subset=(0, 5, 999))
 CIFAR = replace(benchmark("cifar10-c"), images=4)
+
+
+def _archived(file):
+    with open(file, "wb") as target:
+        np.savez(target, np.zeros(4))
 
 
 def labels(stock, key=""):
@@ -81,6 +88,13 @@ def test_objectnet_goes_by_position_and_drops_what_imagenet_has_not(tmp_path):
     assert stock.images == 113
 
 
+def test_a_picture_that_is_all_border_is_refused_by_name(tmp_path):
+    images = objectnet(tmp_path / "ObjectNet" / "images")
+    Image.fromarray(np.zeros((4, 9, 3), np.uint8)).save(images / "thing_001" / "000.png")
+    with pytest.raises(BadInput, match=r"thing_001/000.png: got 9 x 4 pixels"):
+        survey(benchmark("objectnet"), tmp_path).cells[""].listing().pixels(0, View(8, 8), "inside")
+
+
 def test_a_part_of_objectnet_needs_the_table_of_all_its_folders(tmp_path):
     images = objectnet(tmp_path / "ObjectNet" / "images", keep=(1, 4, 284))
     with pytest.raises(BadInput, match=r"3 class folders.*all 313.*mappings"):
@@ -104,6 +118,27 @@ def test_corrupted_sets_are_found_with_and_without_the_groups_of_the_archives(tm
     assert list(stock.cells) == [f"{kind}/{s}" for kind in KINDS for s in range(1, 6)]
     assert stock.missing == ()
     assert stock.aligned
+
+
+def test_two_folders_of_one_corruption_are_refused(tmp_path):
+    place = corrupted(tmp_path / "imagenet-c", KINDS, (0, 5, 999))
+    corrupted(place / "weather", ("fog",), (0,))
+    with pytest.raises(BadInput, match="two folders of fog"):
+        survey(C, tmp_path, KINDS)
+
+
+@pytest.mark.parametrize("text", ["{", "[]"])
+def test_a_manifest_that_says_nothing_is_refused(tmp_path, text):
+    place = tree(tmp_path / "imagenet-val", (0, 5, 999), 1)
+    (place / "withstand.json").write_text(text)
+    with pytest.raises(BadInput, match=r"withstand.json: got no manifest"):
+        survey(VAL, tmp_path)
+
+
+def test_hidden_files_beside_the_arrays_are_passed_over(tmp_path):
+    place = cifar_c(tmp_path / "CIFAR-10-C", KINDS, [3, 1, 4, 1], 1)
+    (place / "._fog.npy").write_bytes(b"left by another system")
+    assert len(survey(CIFAR, tmp_path, KINDS).cells) == 10
 
 
 def test_missing_corruptions_severities_and_images_are_listed(tmp_path):
@@ -160,6 +195,7 @@ def test_the_labels_of_cifar_c_come_once_or_five_times(tmp_path, copies):
         (lambda p: np.save(p / "fog.npy", np.zeros((19, 32, 32, 3), np.uint8)), "uint8 .19, 32, 32, 3."),
         (lambda p: np.save(p / "fog.npy", np.zeros((20, 3, 32, 32), np.uint8)), "allowed: uint8"),
         (lambda p: np.save(p / "fog.npy", np.zeros((10, 32, 32, 3), np.uint8)), "4 labels; allowed: 2"),
+        (lambda p: _archived(p / "fog.npy"), "an archive of arrays"),
         (lambda p: (p / "fog.npy").write_bytes((p / "fog.npy").read_bytes()[:-100]), "not a whole .npy file"),
         (lambda p: np.save(p / "fog.npy", np.array([{}]), allow_pickle=True), "not a whole .npy file"),
     ],
@@ -187,11 +223,20 @@ def test_files_that_are_no_images_and_empty_ones_are_refused(tmp_path):
         survey(VAL, tmp_path)
 
 
+def test_deep_files_are_refused_even_without_looking(tmp_path):
+    place = tree(tmp_path / "imagenet-val", (0, 5, 999), 1)
+    Image.fromarray(np.full((8, 8), 40_000, np.uint16)).save(place / "n15075141" / "000.png")
+    listing = survey(VAL, tmp_path).cells[""].listing()
+    with pytest.raises(BadInput, match=r"n15075141/000.png: got more than 8 bits"):
+        listing.pixels(2, View(8, 8), "whole")
+
+
 def test_truncated_files_are_found_by_looking(tmp_path):
     place = tree(tmp_path / "imagenet-val", (0, 5, 999), 1)
     file = place / "n15075141" / "000.png"
     file.write_bytes(file.read_bytes()[:-20])
-    damaged = survey(VAL, tmp_path).cells[""].listing().damaged()
+    listing = survey(VAL, tmp_path).cells[""].listing()
+    damaged = listing.damaged(np.arange(3))
     assert len(damaged) == 1
     assert str(file) in damaged[0]
 
@@ -246,6 +291,10 @@ def test_edits_are_flat_folders_labelled_by_a_table(tmp_path):
         (lambda p: (p / "labels.txt").write_text("a.png\t1000\n"), "line 1"),
         (lambda p: (p / "labels.txt").write_text("a.png 5\n"), "line 1"),
         (lambda p: (p / "labels.txt").write_text("a.png\t5\n"), "files without a label: b.png"),
+        (lambda p: (p / "labels.txt").write_bytes(b"\xff\xfe\n"), "line 1"),
+        (lambda p: (p / "labels.txt").write_text("a.png\t5\nb.png\t9\na.png\t6\n"), "line 3: another label for a.png"),
+        (lambda p: (p / "20" / "b.jpg").write_bytes(b"x"), "several files of one image: b"),
+        (lambda p: [f.unlink() for f in (p / "ori").iterdir()], "ori: got no images"),
         (lambda p: (p / "blurred").mkdir(), "the folder 'blurred'"),
         (lambda p: (p / "20").rename(p.parent / "aside"), "20: no folder"),
         (lambda p: (p / "20" / "b.png").unlink(), "20: 1 images instead of 2"),
@@ -255,4 +304,34 @@ def test_edits_are_flat_folders_labelled_by_a_table(tmp_path):
 def test_edits_that_are_not_what_they_should_be_are_refused(tmp_path, break_it, said):
     break_it(edits(tmp_path / "imagenet-e", PARTS, {"a": 5, "b": 999}))
     with pytest.raises(BadInput, match=said):
-        survey(E, tmp_path, PARTS)
+        survey(E, tmp_path, PARTS, partial="ori" in said)
+
+
+# The table of benchmarks ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "folder", "images", "each", "classes", "part"),
+    [
+        ("imagenet", "imagenet-val", 50_000, 50, 1000, "centre"),
+        ("imagenet-v2", "imagenetv2", 10_000, 10, 1000, "centre"),
+        ("imagenet-a", "imagenet-a", 7_500, None, 200, "centre"),
+        ("imagenet-r", "imagenet-r", 30_000, None, 200, "centre"),
+        ("imagenet-sketch", "imagenet-sketch", 50_889, None, 1000, "centre"),
+        ("stylized", "imagenet-style", 50_000, 50, 1000, "whole"),
+        ("objectnet", "ObjectNet/images", None, None, 1000, "inside"),
+        ("imagenet-c", "imagenet-c", 50_000, 50, 1000, "whole"),
+        ("cifar10-c", "CIFAR-10-C", 10_000, None, 10, "whole"),
+        ("cifar100-c", "CIFAR-100-C", 10_000, None, 100, "whole"),
+        ("imagenet-e", "imagenet-e", 4_352, None, 1000, "centre"),
+    ],
+)
+def test_every_benchmark_is_what_its_paper_says(name, folder, images, each, classes, part):
+    b = benchmark(name)
+    assert (b.folders[0], b.images, b.each, len(b.subset or range(b.logits)), b.part) == (
+        folder, images, each, classes, part,
+    )  # fmt: skip
+
+
+def test_the_subset_of_a_and_that_of_r_are_not_exchanged():
+    assert (benchmark("a").subset, benchmark("r").subset) == (IMAGENET_A, IMAGENET_R)

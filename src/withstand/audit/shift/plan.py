@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ class ShiftPlan:
         """What a folder is refused by where it holds another run. The files themselves are compared cell by cell."""
         return {
             "withstand": withstand.__version__,
-            "benchmarks": list(self.stocks),
+            "benchmarks": {name: asdict(stock.benchmark) for name, stock in self.stocks.items()},
             "models": {name: model.fingerprint() for name, model in self.models.items()},
             "views": {name: view.to_json() for name, view in self.views.items()},
             "limit": self.limit,
@@ -84,7 +84,9 @@ def view_of(target: Target, size: int | None, crop: float | None, interpolation:
     filtered = interpolation or known.get("interpolation") or "bilinear"
     if crop is None and "resize" in known and size in (None, own):
         return View(side, known["resize"], filtered, False, source)
-    return View.cropped(side, crop or known.get("crop_pct") or 0.875, filtered, mode == "squash", source)
+    return View.cropped(
+        side, (known.get("crop_pct") or 0.875) if crop is None else crop, filtered, mode == "squash", source
+    )
 
 
 def make_plan(
@@ -100,10 +102,14 @@ def make_plan(
     workers: int | None,
 ) -> ShiftPlan:
     """See `shift` for the arguments; shown: size, crop and interpolation. Raises: BadInput before any work."""
-    for name, value in (("limit", limit), ("block", block), ("workers", workers)):
+    for name, value in (("limit", limit), ("block", block), ("workers", workers), ("size", shown[0])):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise bad(name, repr(value), "a whole number >= 1")
-    asked = [benchmarks] if isinstance(benchmarks, (str, Benchmark)) else list(benchmarks)
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise bad("seed", repr(seed), "a whole number")
+    asked = list(benchmarks) if isinstance(benchmarks, (list, tuple)) else [benchmarks]
+    if strange := [item for item in asked if not isinstance(item, (str, Benchmark))]:
+        raise bad("benchmarks", repr(strange[0]), "names of benchmarks, e.g. imagenet-a")
     chosen = [item if isinstance(item, Benchmark) else benchmark(item) for item in asked]
     names = [item.name for item in chosen]
     if not names or len(set(names)) < len(names):

@@ -1,7 +1,7 @@
 """What others got on the shift benchmarks, to put beside one's own numbers.
 
-Source: the model zoo of EasyRobust (alibaba/easyrobust, README), trained and measured there; plain ResNet-50: the same
-table. Top-1 in per cent, imagenet-c as mCE.
+Source: the model zoo of EasyRobust (alibaba/easyrobust, README), trained and measured there; plain ResNet-50: the
+output of its example there. Top-1 in per cent, imagenet-c as mCE.
 """
 
 from collections.abc import Collection

@@ -46,7 +46,8 @@ def shift(
     size, crop, interpolation: of all models, instead of what each was published with: timm's models say it themselves,
     others get 224 pixels from the centre of 256, bilinear. Stylized and corrupted files are shown whole, ObjectNet's
     without their border. block: images per pass, halved when memory runs out; no result depends on it but through
-    rounding. workers: threads that decode. look: open every file once before any work, to find the damaged ones.
+    rounding. workers: threads that decode. look: open every file that is scored once before any work, to
+    find the damaged ones.
 
     In the result, "results" has the numbers with 95 % intervals, "cells" the accuracy of every corruption at every severity,
     "published" what others got.
@@ -71,14 +72,15 @@ def shift(
 
 
 def _look(plan: ShiftPlan, store: Store) -> None:
-    """Look at every file that was not looked at yet. Raises: BadInput that names the damaged ones."""
+    """Look at every file that is to be scored and was not looked at yet. Raises: BadInput that names the damaged ones."""
     damaged: list[str] = []
     for name, stock in plan.stocks.items():
         for key, cell in stock.cells.items():
             mark = store.folder / "prepared" / f"{slug(check_of(name, key))}.txt"
             if mark.is_file() and mark.read_text(encoding="utf-8") == stock.digests[key]:
                 continue
-            found = cell.listing().damaged()
+            listing = cell.listing()
+            found = listing.damaged(plan.chosen(listing))
             damaged += found
             if not found:
                 write_atomic(mark, stock.digests[key])

@@ -1,6 +1,7 @@
 """The numbers of `shift`, from the outcomes in its run folder."""
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,8 @@ DEFINITION = (
     "means over corruptions. Dropped accuracy: of the sources less that of their edits, on the same images, averaged over "
     "the edits but the control."
 )
+
+_FORM = "[MODEL/]BENCHMARK[:METRIC]=VALUE, e.g. imagenet-a=0.1"
 
 
 def scored(
@@ -57,7 +60,7 @@ def scored(
                 continue
             if not stock.benchmark.corrupted:
                 found = _share(rights[""])
-                clean = found["value"] if name == "imagenet" else clean
+                clean = found["value"] if name == "imagenet" and not stock.missing else clean
                 results.append({**label, "metric": "top1", "better": "higher", **found})
                 continue
             shown = {key: _named(cell.corruption or "", stock) for key, cell in stock.cells.items()}
@@ -170,31 +173,46 @@ def _frost(made: Mapping[str, Any]) -> str:
     return "; frost* has procedural ice" if made.get("frost") == "procedural" else ""
 
 
+def check_requirement(requirement: str, models: Collection[str], benchmarks: Collection[str]) -> None:
+    """Refuse a requirement that no run of these models on these benchmarks can answer. Raises: BadInput."""
+    from withstand.report.shift import METRICS
+
+    model, benchmark, metric, value = _parts(requirement)
+    if not math.isfinite(value) or benchmark not in benchmarks or metric not in ("", *METRICS):
+        raise bad("--fail-under", repr(requirement), _FORM, f"This run has {', '.join(benchmarks)}.")
+    if model and model not in models:
+        raise bad("--fail-under", repr(requirement), _FORM, f"The models are {', '.join(models)}.")
+
+
 def misses(found: Mapping[str, Any], requirement: str) -> list[str]:
     """The results that are worse than `[MODEL/]BENCHMARK[:METRIC]=VALUE` asks for, in words.
 
     Raises: BadInput for another form, and where no result is meant.
     """
-    name, _, text = requirement.rpartition("=")
-    model, _, rest = name.rpartition("/")
-    benchmark, _, metric = rest.partition(":")
+    model, benchmark, metric, value = _parts(requirement)
     wanted = (metric,) if metric else ("top1", "mean_accuracy")
     chosen = [
         r
         for r in found["results"]
         if r["benchmark"] == benchmark and model in ("", r["model"]) and r["metric"] in wanted
     ]
-    try:
-        value = float(text)
-    except ValueError:
-        chosen, value = [], 0.0
-    if not chosen:
+    if not chosen or not math.isfinite(value):
         known = ", ".join(sorted({f"{r['benchmark']}:{r['metric']}" for r in found["results"]})) or "no result"
-        allowed = "[MODEL/]BENCHMARK[:METRIC]=VALUE, e.g. imagenet-a=0.1"
-        raise bad("--fail-under", repr(requirement), allowed, f"This run has {known}.")
+        raise bad("--fail-under", repr(requirement), _FORM, f"This run has {known}.")
     worse = [r for r in chosen if (r["value"] < value if r["better"] == "higher" else r["value"] > value)]
     sign = {"higher": ">=", "lower": "<="}
     return [
         f"{r['benchmark']}:{r['metric']} of {r['model']} is {r['value']:.4g}, wanted {sign[r['better']]} {value:g}"
         for r in worse
     ]
+
+
+def _parts(requirement: str) -> tuple[str, str, str, float]:
+    """(model, benchmark, metric, value); NaN for a value that is no number."""
+    name, _, text = requirement.rpartition("=")
+    model, _, rest = name.rpartition("/")
+    benchmark, _, metric = rest.partition(":")
+    try:
+        return model, benchmark, metric, float(text)
+    except ValueError:
+        return model, benchmark, metric, math.nan

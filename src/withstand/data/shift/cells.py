@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,7 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from withstand.data.photos import SUFFIXES, Photo, each, look, opened
-from withstand.data.shift.view import Part, View
+from withstand.data.shift.view import BORDER, Part, View
 from withstand.errors import BadInput, bad
 
 SHOWN = 10
@@ -35,18 +36,18 @@ class Cell(Protocol):
 
 @dataclass(frozen=True)
 class Listing:
-    """What a cell holds now. labels: int64 [N]; digest: changes with names and sizes; identities: names without their
+    """What a cell holds now. labels: int64 [N]; digest: changes with names, sizes and times; identities: names without their
     endings, so that the versions of one image share theirs.
 
-    pixels: a position and a view -> uint8 [H, W, 3]. damaged: the files that cannot be what they should be, looked at one
-    by one. counts: images of each class folder. names: of the files, below the cell's folder.
+    pixels: a position and a view -> uint8 [H, W, 3]. damaged: what is wrong with the files at these positions, looked
+    at one by one. counts: images of each class folder. names: of the files, below the cell's folder.
     """
 
     labels: np.ndarray
     digest: str
     identities: str
     pixels: Callable[[int, View, Part], np.ndarray] = field(repr=False)
-    damaged: Callable[[], list[str]] = field(repr=False, default=list)
+    damaged: Callable[[np.ndarray], list[str]] = field(repr=False, default=lambda positions: [])
     counts: Mapping[str, int] = field(default_factory=dict, repr=False)
     names: Sequence[str] = field(default=(), repr=False)
 
@@ -81,13 +82,13 @@ class FolderCell:
             if self.kept is not None and label not in self.kept:
                 continue
             count = 0
-            for name, size, file in sorted(_entries(self.place / folder)):
+            for name, size, changed, file in sorted(_entries(self.place / folder)):
                 if not file or os.path.splitext(name)[1].lower() not in SUFFIXES:
                     strange.append(f"{folder}/{name}")
                     continue
                 if size == 0:
                     empty.append(f"{folder}/{name}")
-                digest.update(f"{folder}/{name}\0{size}\0".encode())
+                digest.update(f"{folder}/{name}\0{size}\0{changed}\0".encode())
                 identities.update(f"{folder}/{os.path.splitext(name)[0]}\0".encode())
                 names.append(f"{folder}/{name}")
                 labels.append(label)
@@ -115,15 +116,20 @@ class FlatCell:
     def listing(self) -> Listing:
         """Read the folder. Raises: BadInput for files without a label, that are no images, or empty."""
         found = [entry for entry in sorted(_entries(self.place)) if os.path.splitext(entry[0])[0] in self.labels]
-        if strange := {name for name, _, _ in _entries(self.place)} - {name for name, _, _ in found}:
+        if strange := {entry[0] for entry in _entries(self.place)} - {entry[0] for entry in found}:
             raise bad(str(self.place), f"files without a label: {some(sorted(strange))}", "those of labels.txt")
         if off := [
-            n for n, size, file in found if not file or not size or os.path.splitext(n)[1].lower() not in SUFFIXES
+            n for n, size, _, file in found if not file or not size or os.path.splitext(n)[1].lower() not in SUFFIXES
         ]:
             raise bad(str(self.place), f"empty files, or no images: {some(off)}", "image files", "Copy them again.")
-        names = [name for name, _, _ in found]
+        names = [entry[0] for entry in found]
         stems = [os.path.splitext(name)[0] for name in names]
-        digest = hashlib.sha256("\0".join(f"{n} {s} {self.labels[k]}" for (n, s, _), k in zip(found, stems)).encode())
+        if twice := [stem for stem, n in Counter(stems).items() if n > 1]:
+            raise bad(
+                str(self.place), f"several files of one image: {some(twice)}", "one of each", "Move the others away."
+            )
+        text = "\0".join(f"{n} {size} {changed} {self.labels[k]}" for (n, size, changed, _), k in zip(found, stems))
+        digest = hashlib.sha256(text.encode())
         identities = hashlib.sha256("\0".join(stems).encode())
         files = Files(self.place, names)
         y = np.array([self.labels[stem] for stem in stems], np.int64)
@@ -139,10 +145,19 @@ class Files:
 
     def pixels(self, i: int, view: View, part: Part) -> np.ndarray:
         """uint8 [H, W, 3]. Raises: BadInput that names the file."""
-        return np.asarray(view(opened(self._photo(i)).convert("RGB"), part))
+        image = opened(self._photo(i))
+        if image.mode in ("F", "I") or image.mode.startswith("I;"):  # which would turn white
+            raise bad(
+                str(self._photo(i)), "more than 8 bits per channel", "8-bit images", "Convert it, e.g. to 8-bit PNG."
+            )
+        if part == "inside" and min(image.size) <= 2 * BORDER:
+            raise bad(
+                str(self._photo(i)), f"{image.size[0]} x {image.size[1]} pixels", "more than its border", "Remove it."
+            )
+        return np.asarray(view(image.convert("RGB"), part))
 
-    def damaged(self) -> list[str]:
-        """What is wrong with which file."""
+    def damaged(self, positions: np.ndarray) -> list[str]:
+        """What is wrong with which of these files."""
 
         def problem(i: int) -> str | None:
             try:
@@ -151,7 +166,7 @@ class Files:
                 return str(error)
             return None
 
-        found = each(problem, np.arange(len(self.names)), f"looking at the files of {self.place.name}")
+        found = each(problem, positions, f"looking at the files of {self.place.name}")
         return [text for text in found if text is not None]
 
     def _photo(self, i: int) -> Photo:
@@ -189,9 +204,12 @@ class ArrayCell:
 def array_of(file: Path) -> np.ndarray:
     """The array in an .npy file, mapped. Raises: BadInput for a truncated file, and one with pickled objects."""
     try:
-        return np.load(file, mmap_mode="r", allow_pickle=False)
+        found = np.load(file, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise BadInput(f"{file}: not a whole .npy file ({error}). Copy it again.") from None
+    if not isinstance(found, np.ndarray):
+        raise BadInput(f"{file}: an archive of arrays, not a whole .npy file. Copy it again.")
+    return found
 
 
 def folders_of(place: Path) -> list[str]:
@@ -212,10 +230,11 @@ def some(names: Collection[object]) -> str:
     return ", ".join(listed[:SHOWN]) + (f" and {len(listed) - SHOWN:,} more" if len(listed) > SHOWN else "")
 
 
-def _entries(folder: Path) -> Iterator[tuple[str, int, bool]]:
-    """(name, bytes, whether it is a file) of what lies in a folder; hidden names are passed over."""
+def _entries(folder: Path) -> Iterator[tuple[str, int, int, bool]]:
+    """(name, bytes, ns of the last change, whether it is a file) of what lies in a folder; hidden names are passed over."""
     with os.scandir(folder) as found:
         for entry in found:
             if not entry.name.startswith("."):
                 file = entry.is_file()
-                yield entry.name, entry.stat().st_size if file else 0, file
+                seen = entry.stat() if file else None
+                yield entry.name, seen.st_size if seen else 0, seen.st_mtime_ns if seen else 0, file

@@ -35,7 +35,7 @@ class Stock:
     """A benchmark as it lies on the disk.
 
     cells: what is scored. images: in all cells together. identities, digests: for each cell, of the names of its images, and
-    of names and sizes. missing: what the whole set has and this one has not, or the other way round. made: what the
+    of names, sizes and times. missing: what the whole set has and this one has not, or the other way round. made: what the
     manifest of a set says that was made here; None for a copy of the published one.
     """
 
@@ -93,12 +93,27 @@ def survey(
             f"{benchmark.name}: what is in {place} is not the whole set:\n  {shown}\nComplete it, or give --partial "
             "(partial=True) to score what is there, which compares with no published figure."
         )
+    if benchmark.layout == "edits" and not sizes[kinds[0]]:
+        raise bad(str(place / kinds[0]), "no images", "the sources, which the edits are compared with")
     filled = {key: cell for key, cell in cells.items() if sizes[key]}
     manifests = [place / name for name in MANIFESTS if (place / name).is_file()]
-    made = json.loads(manifests[0].read_text(encoding="utf-8")) if manifests else None
+    made = _manifest(manifests[0]) if manifests else None
     sizes = {key: sizes[key] for key in filled}
     identities = {key: identities[key] for key in filled}
     return Stock(benchmark, place, filled, sizes, identities, digests, tuple(missing), made)
+
+
+def _manifest(file: Path) -> dict:
+    """What it says. Raises: BadInput where it is none."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise bad(
+            str(file), "no manifest", "what withstand wrote beside a set that it made", "Copy it again, or remove it."
+        )
+    return found
 
 
 def _cut(keys: Sequence[str]) -> str:
@@ -206,7 +221,11 @@ def _cells(
         kept = set(OBJECTNET.values()) if benchmark.layout == "objectnet" else None
         return {"": FolderCell(place, class_order(benchmark, place), kept)}, []
     order = class_order(benchmark, place)
-    found = dict(_kinds(place, (*kinds, *extra)))
+    found: dict[str, Path] = {}
+    for kind, folder in _kinds(place, (*kinds, *extra)):
+        if kind in found:
+            raise bad(str(place), f"two folders of {kind}: {found[kind]} and {folder}", "one", "Move one away.")
+        found[kind] = folder
     cells: dict[str, Cell] = {}
     missing = [f"{kind}: no folder" for kind in kinds if kind not in found]
     for kind in (k for k in (*kinds, *extra) if k in found):
@@ -237,12 +256,12 @@ def _edits(benchmark: Benchmark, place: Path, kinds: Sequence[str]) -> tuple[dic
     if not file.is_file() or not (place / kinds[0]).is_dir():
         raise bad(str(place), "another layout", f"labels.txt, {kinds[0]}, and a folder for each edit")
     labels: dict[str, int] = {}
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
         name, _, label = line.partition("\t")
         if line.strip() and (not label.strip().isdecimal() or int(label) >= benchmark.logits):
             raise bad(str(file), f"line {number}: {line!r}", "a file name, a tab and a label from 0 to 999")
-        if line.strip():
-            labels[Path(name).stem] = int(label)
+        if line.strip() and labels.setdefault(Path(name).stem, int(label)) != int(label):
+            raise bad(str(file), f"line {number}: another label for {name}", "one label for each image")
     if strange := [name for name in folders_of(place) if name not in kinds]:
         raise bad(str(place), f"the folder {strange[0]!r}", ", ".join(kinds), "Move it away.")
     missing = [f"{kind}: no folder" for kind in kinds if not (place / kind).is_dir()]
@@ -252,7 +271,7 @@ def _edits(benchmark: Benchmark, place: Path, kinds: Sequence[str]) -> tuple[dic
 def _arrays(
     benchmark: Benchmark, place: Path, kinds: Sequence[str], extra: Sequence[str]
 ) -> tuple[dict[str, Cell], list[str]]:
-    files = {path.stem: path for path in sorted(place.glob("*.npy"))}
+    files = {path.stem: path for path in sorted(place.glob("[!.]*.npy"))}
     if "labels" not in files:
         raise bad(str(place), "no labels.npy", "labels.npy and an .npy for each corruption")
     y = array_of(files.pop("labels"))
