@@ -53,8 +53,8 @@ def make_corrupted(
     A file `withstand.json` says that the set was made here and how; `withstand shift` repeats it beside its numbers. The
     same call goes on where an earlier one was stopped; other settings are refused.
 
-    Raises: BadInput, before anything is written, for unknown kinds, images of another size, frost textures that
-        cannot be used, and a folder with other files.
+    Raises: BadInput, before anything is written, for unknown kinds, images of another size, frost textures that cannot be
+    used, and a folder with other files.
 
     Reference: Hendrycks and Dietterich, "Benchmarking Neural Network Robustness to Common Corruptions and Perturbations",
     2019, arXiv 1903.12261.
