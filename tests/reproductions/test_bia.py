@@ -1,9 +1,11 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 import withstand as ws
 from withstand.data.arrays import from_arrays
+from withstand.models.target import Normalised
 from withstand.registry import parse
 from withstand.reproductions import bia as system
 from withstand.reproductions.arms import fresh
@@ -78,3 +80,22 @@ def test_the_search_on_features_turns_them_away():
     source, x = fresh("cnn_28", 10, 0).eval(), pictures("a").batch(range(4)).x
     moved = system.plain(source)["pgd_features"](source, x)
     assert (system.cosine(source, x, moved) < system.cosine(source, x, system.signs(x, 0))).all()
+
+
+def test_both_sources_are_measured(rows):
+    for arm in (*system.GENERATORS, "pgd_logits"):
+        assert f"normalised / other domains / {arm}" in {a for a, _ in rows}
+    for arm in ("bia", "cda", "pgd_logits", "random_signs"):
+        assert rows[f"source / {arm}", "cosine"] != rows[f"normalised / source / {arm}", "cosine"]
+
+
+def test_a_source_stands_behind_its_normalisation(monkeypatch):
+    monkeypatch.setattr(system, "load_data", pictures)
+    s = {"train": 20, "epochs": 1}
+    source = system.network("mnist", "cnn_28", s, 0, "source", system.KINDS["normalised"])
+    assert isinstance(source, Normalised)
+    assert not isinstance(system.network("mnist", "cnn_28", s, 0, "source"), Normalised)
+    assert (float(source.mean), float(source.std)) == pytest.approx((0.1307, 0.3081))
+    x = pictures("a").batch(range(4)).x
+    inside = F.cosine_similarity(*(source.model[:5]((part - 0.1307) / 0.3081).flatten(1) for part in (x, x / 2)), dim=1)
+    assert system.cosine(source, x, x / 2).numpy() == pytest.approx(inside.detach().numpy(), abs=1e-5)

@@ -8,9 +8,9 @@ networks that have it right. Beside BIA and its variants: random signs of size e
 on the source's logits and PGD on BIA's own cosine, which search anew for each image and, having no labels, go away from
 what the source says.
 
-The source takes images in [0, 1] without a normalisation, where the published ones have one. Random normalisation then shows
-it inputs unlike those that it has learned, so that the verdicts on the variants with it say little about the method. There
-is one eps, and DIM is the only other attack of those that the paper compares with.
+All is done from two sources: one takes images as they are; in front of the other ("normalised") lies MNIST's mean and
+deviation, as ImageNet's lie in front of the published ones, and random normalisation takes their place. There is one eps,
+and DIM is the only other attack of those that the paper compares with.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,9 +22,10 @@ from torch import Tensor, nn
 
 from withstand.attacks import DI, PGD, Generated
 from withstand.attacks.generative.bia import PUBLISHED
+from withstand.attacks.generative.source import Source
 from withstand.data import load_data
 from withstand.data.images import Images
-from withstand.models.taps import Tap, see
+from withstand.models.target import Normalised
 from withstand.protocols import Claim, Seen
 from withstand.random import Rows, derive
 from withstand.registry import parse
@@ -35,6 +36,8 @@ from withstand.training import Adam, Trainer
 SYSTEM = "bia"
 
 SOURCE, LAYER, EPS = ("mnist", "cnn_28"), "4", 0.2
+KINDS: dict[str, tuple[tuple[float], tuple[float]] | None] = {"": None, "normalised": ((0.1307,), (0.3081,))}
+"""The sources, and the mean and standard deviation that their inputs are brought to: those of MNIST."""
 JUDGES = {
     "mnist": ("mnist_cnn", "mnist_bn_cnn"),
     "fashion-mnist": ("mnist_cnn", "mnist_bn_cnn", "cnn_28"),
@@ -60,57 +63,69 @@ _CONTROL = "our control; not in the paper"
 _LATER = "Zhang et al., 2022, arXiv 2201.11528; CDA beside it as measured anew by the authors of SCGA"
 
 
-def _claim(statement: str, first: str, last: str, metric: str = "accuracy", source: str = _CONTROL) -> Claim:
-    return Claim(statement, source, (first, last), metric, "lower", SCALES)
+def _claims(kind: str) -> list[Claim]:
+    """From the source that takes images as they are (""), or from the one behind its normalisation."""
+    own = f"{kind} / " if kind else ""
+
+    def claim(statement: str, first: str, last: str, source: str = _CONTROL, metric: str = "accuracy") -> Claim:
+        said = f"{statement} ({kind} source)" if kind else statement
+        return Claim(said, source, (first, f"{own}{last}"), metric, "lower", SCALES)
+
+    return [
+        claim("Learned on digits, BIA breaks classifiers of clothing more than random signs do",
+              "fashion-mnist / random_signs", "fashion-mnist / bia"),
+        claim("... classifiers of letters", "notmnist / random_signs", "notmnist / bia"),
+        claim("... other classifiers of digits", "mnist / random_signs", "mnist / bia"),
+        claim("... and turns the source's own features further", f"{own}source / random_signs", "source / bia",
+              metric="cosine"),
+        claim("It breaks classifiers of other domains more than CDA does", f"{own}other domains / cda",
+              "other domains / bia", _LATER),
+        claim("... than PGD on the source's logits does", f"{own}other domains / pgd_logits", "other domains / bia"),
+        claim("... than PGD on its own loss does, which searches anew for each image", f"{own}other domains / pgd_features",
+              "other domains / bia"),
+        claim("Random normalisation breaks them more", f"{own}other domains / bia", "other domains / bia_rn", _PAPER),
+        claim("Domain-agnostic attention breaks them more", f"{own}other domains / bia", "other domains / bia_da", _PAPER),
+        claim("Both together break them more", f"{own}other domains / bia", "other domains / bia_rn_da", _PAPER),
+    ]  # fmt: skip
 
 
-CLAIMS = [
-    _claim("Learned on digits, BIA breaks classifiers of clothing more than random signs do",
-           "fashion-mnist / random_signs", "fashion-mnist / bia"),
-    _claim("... classifiers of letters", "notmnist / random_signs", "notmnist / bia"),
-    _claim("... other classifiers of digits", "mnist / random_signs", "mnist / bia"),
-    _claim("... and turns the source's own features further", "source / random_signs", "source / bia", "cosine"),
-    _claim("It breaks classifiers of other domains more than CDA does", "other domains / cda", "other domains / bia",
-           source=_LATER),
-    _claim("... than PGD on the source's logits does", "other domains / pgd_logits", "other domains / bia"),
-    _claim("... than PGD on its own loss does, which searches anew for each image", "other domains / pgd_features",
-           "other domains / bia"),
-    _claim("Random normalisation, on a source without one of its own, breaks them more",
-           "other domains / bia", "other domains / bia_rn", source=_PAPER),
-    _claim("Domain-agnostic attention breaks them more", "other domains / bia", "other domains / bia_da", source=_PAPER),
-    _claim("Both together break them more", "other domains / bia", "other domains / bia_rn_da", source=_PAPER),
-]  # fmt: skip
+CLAIMS = [claim for kind in KINDS for claim in _claims(kind)]
 
 
 def measure(scale: str, seed: int, progress: Callable[[str], None]) -> dict[str, Any]:
-    """Train source, judges and generators, and judge; see the package for the rows."""
+    """Train sources, judges and generators, and judge; see the package for the rows."""
     s = SCALES[scale]
-    progress(f"source: {' '.join(SOURCE)}")
-    source = network(*SOURCE, s, seed, "source")
     learn = _part(SOURCE[0], "train", s["images"], derive(seed, "images"))
     trainer = Trainer(**{**PUBLISHED, "epochs": s["passes"], "accelerator": s.get("accelerator", "cpu")})
-    points = plain(source)
-    for arm, recipe in GENERATORS.items():
-        progress(f"{arm}: training")
-        fitted = trainer.fit(parse(recipe, "recipe"), source, learn, seed=derive(seed, arm))
-        points[arm] = Generated(Linf(EPS), fitted.last)
-    stands: dict[tuple[str, str], Tensor] = {}
+    sources, points = {}, {}
+    for kind, normal in KINDS.items():
+        own = f"{kind} / " if kind else ""
+        progress(f"{own}source: {' '.join(SOURCE)}")
+        sources[own] = source = network(*SOURCE, s, seed, "source", normal)
+        points |= {(own, arm): attack for arm, attack in plain(source).items()}
+        for arm, recipe in GENERATORS.items():
+            progress(f"{own}{arm}: training")
+            fitted = trainer.fit(parse(recipe, "recipe"), source, learn, seed=derive(seed, arm))
+            points[own, arm] = Generated(Linf(EPS), fitted.last)
+    stands: dict[tuple[str, str, str], Tensor] = {}
     rows = []
     for domain, networks in JUDGES.items():
         test = _part(domain, "test", s["test"], 0).batch(range(s["test"]))
         assert test.y is not None
         x, y = test.x, test.y
-        moved = {arm: attack(source, x, seed=seed) for arm, attack in points.items()}
+        moved = {("", "clean"): x, ("", "random_signs"): signs(x, seed)}
+        moved |= {(own, arm): attack(sources[own], x, seed=seed) for (own, arm), attack in points.items()}
         progress(f"{domain}: judges")
         judges = [network(domain, name, s, seed, "judge") for name in networks]
-        for arm, z in {"clean": x, "random_signs": signs(x, seed), **moved}.items():
-            stands[domain, arm] = torch.stack([right(judge, z, y) for judge in judges]).double().mean(0)
-            rows.append(_row(f"{domain} / {arm}", "accuracy", stands[domain, arm]))
+        for (own, arm), z in moved.items():
+            stands[domain, own, arm] = torch.stack([right(judge, z, y) for judge in judges]).double().mean(0)
+            rows.append(_row(f"{own}{domain} / {arm}", "accuracy", stands[domain, own, arm]))
             if domain == SOURCE[0] and arm != "clean":
-                rows.append(_row(f"source / {arm}", "cosine", cosine(source, x, z)))
-    for arm in ("clean", "random_signs", *points):
-        others = [stands[domain, arm] for domain in JUDGES if domain != SOURCE[0]]
-        rows.append(_row(f"other domains / {arm}", "accuracy", torch.cat(others)))
+                asked = sources if arm == "random_signs" else [own]
+                rows += [_row(f"{kind}source / {arm}", "cosine", cosine(sources[kind], x, z)) for kind in asked]
+    for own, arm in [("", "clean"), ("", "random_signs"), *points]:
+        others = [stands[domain, own, arm] for domain in JUDGES if domain != SOURCE[0]]
+        rows.append(_row(f"{own}other domains / {arm}", "accuracy", torch.cat(others)))
     return {"rows": rows}
 
 
@@ -146,15 +161,20 @@ def signs(x: Tensor, seed: int) -> Tensor:
 @torch.no_grad()
 def cosine(source: nn.Module, x: Tensor, z: Tensor) -> Tensor:
     """Between the layer's answers to points and clean images, [N]."""
-    return F.cosine_similarity(*(see(source, part, Tap(LAYER))[1].flatten(1) for part in (x, z)), dim=1)
+    held = Source(source)
+    return F.cosine_similarity(*(held.features(part, LAYER).flatten(1) for part in (x, z)), dim=1)
 
 
-def network(domain: str, name: str, s: Mapping[str, Any], seed: int, role: str) -> nn.Module:
-    """A network trained on a domain."""
+def network(
+    domain: str, name: str, s: Mapping[str, Any], seed: int, role: str, normal: tuple[Any, Any] | None = None
+) -> nn.Module:
+    """A network trained on a domain, behind a normalisation (mean, standard deviation) if there is one."""
     trainer = Trainer(epochs=s["epochs"], batch=64, optimizer=Adam(2e-3), schedule="cosine",
                       accelerator=s.get("accelerator", "cpu"))  # fmt: skip
     own = derive(seed, role)
-    fitted = trainer.fit("standard", fresh(name, 10, own), _part(domain, "train", s["train"], own), seed=own)
+    bare = fresh(name, 10, own)
+    model = bare if normal is None else Normalised(bare, *normal)
+    fitted = trainer.fit("standard", model, _part(domain, "train", s["train"], own), seed=own)
     return fitted.last.eval().cpu()
 
 
