@@ -36,3 +36,14 @@ def test_slugs_stay_inside_their_folder():
     assert slug("timm:resnet18") == "timm_resnet18"
     assert "/" not in slug("../../etc")
     assert slug("...") == "unnamed"
+
+
+def test_lists_of_numbers_take_a_line_and_nothing_else_changes(tmp_path):
+    value = {
+        "examples": [1, -2.5, 1e-07, 3.25e16, float("nan")], "text": "[\n 1,\n 2\n] [ 1 ]", "mixed": [1, "2", True],
+        "deep": [[1, 2], [3]], "none": [], "words": ["[\n 3\n]", "4,"],
+    }  # fmt: skip
+    text = write_json(tmp_path / "a.json", value).read_text()
+    assert '"examples": [1, -2.5, 1e-07, 3.25e+16, null],\n' in text
+    assert json.loads(text) == value | {"examples": [1, -2.5, 1e-07, 3.25e16, None]}
+    assert "[1, 2],\n" in text

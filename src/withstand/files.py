@@ -7,6 +7,7 @@ import io
 import json
 import math
 import os
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -44,8 +45,16 @@ def write_atomic(path: str | Path, content: bytes | str) -> Path:
 
 
 def write_json(path: str | Path, value: Any) -> Path:
-    """Write plain values as indented JSON, atomically; numbers that are not finite become null."""
-    return write_atomic(path, json.dumps(_plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    """Write plain values as indented JSON, atomically; a list of numbers takes one line, and numbers that are not finite
+    become null."""
+    text = json.dumps(_plain(value), indent=1, ensure_ascii=False, allow_nan=False)
+    return write_atomic(
+        path, _NUMBERS.sub(lambda found: _LINE_END.sub(r"\1", found[0]).replace(",", ", "), text) + "\n"
+    )
+
+
+_NUMBERS = re.compile(r"\[\n\s*(?:(?:-?\d[-+.\deE]*|null),?\n\s*)+\]")  # strings hold no raw line ends
+_LINE_END = re.compile(r"(,?)\n\s*")
 
 
 def _plain(value: Any) -> Any:
