@@ -94,6 +94,7 @@ def retrieval_scores(
         database, database_labels = embeddings, labels
         without = torch.arange(len(embeddings))
     asked, mine = Labels.pair(labels, len(embeddings), database_labels, len(database))
+    without = None if without is None else without.cpu()
     index = database if isinstance(database, Index) else Index(database, metric)
     relevant = asked.relevant_counts(mine, without)
     lonely(relevant, lone, asked)
@@ -200,6 +201,7 @@ def code_scores(
     if radius is not None and not 0 <= radius <= index.bits:
         raise bad("radius", radius, f"0 to {index.bits}, the bits of a code, or None")
     asked, mine = Labels.pair(labels, len(codes), database_labels, len(index))
+    without = None if without is None else without.cpu()
     relevant = asked.relevant_counts(mine, without)
     lonely(relevant, lone, asked)
     most = len(index) - (without is not None)
@@ -289,7 +291,7 @@ def normalized_mutual_information(embeddings: Tensor, labels: Tensor, seed: int 
     said, _ = Labels.pair(labels, len(embeddings), labels, len(embeddings))
     if said.many:
         raise bad("labels", "several for an item", "one label for each item, int [N]", "Clusters hold an item once.")
-    points = unit(embeddings).numpy()
+    points = unit(embeddings).cpu().numpy()
     clusters = min(len(labels.unique()), len(np.unique(points, axis=0)))
     draw = derive(seed, "k-means") % (1 << 32)
     found = KMeans(clusters, random_state=draw).fit_predict(points)
