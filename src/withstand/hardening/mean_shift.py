@@ -75,7 +75,7 @@ def certify_mean_shift(
             sure = p1 > p2
             found.append((guess, mean_shift_radius(p1, p2, s, x.shape[2])) if sure else (ABSTAIN, 0.0))
     classes, radii = zip(*found)
-    return Certified(torch.tensor(classes), torch.tensor(radii, dtype=torch.float64))
+    return Certified(torch.tensor(classes, device=x.device), torch.tensor(radii, dtype=torch.float64, device=x.device))
 
 
 def renyi_radius(p1: float, p2: float) -> float:

@@ -56,7 +56,9 @@ def certify(
         for i in range(len(x))
     ]
     prediction, radius = zip(*found)
-    return Certified(torch.tensor(prediction), torch.tensor(radius, dtype=torch.float64))
+    return Certified(
+        torch.tensor(prediction, device=x.device), torch.tensor(radius, dtype=torch.float64, device=x.device)
+    )
 
 
 def predict(
@@ -81,7 +83,7 @@ def predict(
         first, second = np.argsort(-counts, kind="stable")[:2]
         p = stats.binomtest(int(counts[first]), int(counts[first] + counts[second]), 0.5).pvalue
         classes.append(ABSTAIN if p > alpha else int(first))
-    return torch.tensor(classes)
+    return torch.tensor(classes, device=x.device)
 
 
 def lower_bound(successes: int, draws: int, alpha: float) -> float:
