@@ -143,7 +143,8 @@ def told_and_votes(block: Any, model: Any, x: Tensor) -> tuple[Tensor, Tensor]:
     with torch.no_grad(), frozen(knn):
         for part in x.split(_BLOCK):
             activations = _activations(knn, part)
-            parts.append((made(activations), _votes(knn, activations, part)))
+            votes = _votes(knn, activations, part)
+            parts.append((made(activations).to(votes.device), votes))
     return torch.cat([t for t, _ in parts]), torch.cat([v for _, v in parts])
 
 
