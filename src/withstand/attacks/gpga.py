@@ -74,7 +74,7 @@ class MatchDeceive:
 
     def answer(self, x: Tensor, classes: int) -> Tensor:
         """The guide's probabilities [N, K]. Raises: BadInput for another number of classes."""
-        guide = loaded(self.guide)
+        guide = loaded(self.guide, x.device)
         with torch.no_grad(), frozen(guide.module) if guide.module is not None else nullcontext():
             logits = guide(x)
         if logits.shape[1] != classes:
@@ -126,7 +126,7 @@ class GPGA(Attack):
         z: Point = p.start(random=False)
         if self.guided_start:
             inner = PGD(p.threat, steps=10, step=0.25, random_start=False, keep="last", active=False)
-            guide = loaded(self.guide)
+            guide = loaded(self.guide, p.x.device)
             z = inner(guide, p.x_alive, p.y_alive, ids=p.rows.ids, block=len(p.x_alive), box=p.box)
             p.passes(10, 10)
         for _ in range(self.steps):
@@ -145,12 +145,15 @@ class GPGA(Attack):
 _LOADED: dict[str, Any] = {}
 
 
-def loaded(guide: Any) -> Any:
-    """The target of a guide; texts are loaded once."""
+def loaded(guide: Any, device: torch.device) -> Any:
+    """The target of a guide; texts are loaded once, and follow the attacked examples to their device."""
     if not isinstance(guide, str):
         return guide
     if guide not in _LOADED:
         from withstand.models import load_model
 
         _LOADED[guide] = load_model(guide)
-    return _LOADED[guide]
+    found = _LOADED[guide]
+    if found.module is not None and any(p.device != device for p in found.module.parameters()):
+        found.module.to(device)
+    return found
