@@ -26,8 +26,10 @@ class TPA(MI):
     gradient at x + u + probe * g_u / |g_u|_2: L - weight * E |grad L(x + u)|_2 by finite differences. Its steps can lead
     downhill: once weight exceeds 1 / (p |w|) on a logistic model with weights w and probability p of the true class, the
     point becomes more right. "published" is what the authors' code does: (1 - weight) * g + weight * mean h, h the gradient
-    at x + u - probe * sign(g_u), then momentum on the signs, so that steps grow up to 1 / (1 - decay) times. `notes` has
-    "loss_fell" [N]: the objective at the last step taken from was below the first.
+    at x + u - probe * sign(g_u), then momentum on the signs, so that steps grow up to 1 / (1 - decay) times; only that here
+    it begins at the clean point (there up to 1/200 above it, in normalised units) and is clipped to the range of images at
+    every step, not at the last alone. `notes` has "loss_fell" [N]: the objective at the last step taken from was below the
+    first.
 
     weight: None takes 5 (paper, lambda) or 0.8 (published, a share). radius, probe: in input units; None takes 16/255 and
     0.05 (paper), 28/255 and 2.9/255 (published, converted from normalised units). samples: draws per step, each two
