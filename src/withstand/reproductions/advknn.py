@@ -41,7 +41,7 @@ SCALES: dict[str, dict[str, Any]] = {
     "cpu": {"data": "fashion-mnist", "eps": 0.25, "train": 3000, "references": 1000, "calibration": 150, "images": 200,
             "epochs": 6, "block_epochs": 30, "steps": 25, "width": 16, "k": 75},
     "gpu": {"data": "fashion-mnist", "eps": 0.25, "train": 60000, "references": 60000, "calibration": 750, "images": 2000,
-            "epochs": 18, "block_epochs": 10, "steps": 100, "width": 64, "k": 75},
+            "epochs": 18, "block_epochs": 10, "steps": 100, "width": 64, "k": 75, "device": "cuda"},
 }  # fmt: skip
 STEP = 0.01
 BLOCKS: dict[str, FitBlock] = {"dknnb": FitBlock("ce"), "dknnb_cl": FitBlock("kl+ce"), "kl_only": FitBlock("kl")}
@@ -104,6 +104,7 @@ def measure(scale: str, seed: int, progress: Callable[[str], None]) -> dict[str,
     library = (train[0][: s["references"]], train[1][: s["references"]])
     progress("network: training")
     net, layers = network(s, seed)
+    net.to(x.device)
     fit(net, train, s["epochs"], seed=seed)
     rows = []
     victims = {
@@ -124,7 +125,7 @@ def measure(scale: str, seed: int, progress: Callable[[str], None]) -> dict[str,
         for label, recipe in BLOCKS.items():
             progress(f"{name}: {label}")
             block = fit_attack(
-                recipe, victim, from_arrays(*library, classes=10), validation=None, seed=seed, accelerator="auto",
+                recipe, victim, from_arrays(*library, classes=10), validation=None, seed=seed, accelerator=x.device.type,
                 epochs=s["block_epochs"], batch=64, optimizer=Adam(5e-3), schedule="cosine",
             ).module  # fmt: skip
             told, votes = told_and_votes(block, victim, x)
@@ -167,7 +168,7 @@ def _data(s: dict[str, Any], seed: int) -> list[tuple[Tensor, Tensor]]:
         (test, order[: s["calibration"]]),
         (test, order[s["calibration"] :]),
     ):
-        batch = data.batch(at)
+        batch = data.batch(at).to(s.get("device", "cpu"))
         assert batch.y is not None
         found.append((batch.x, batch.y))
     return found

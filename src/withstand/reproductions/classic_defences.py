@@ -173,7 +173,7 @@ def trained(
     data: Any, recipe: str, epochs: int, seed: int, times: int = 1, lr: float = 1e-3, schedule: str = "constant"
 ) -> nn.Module:
     """A network of the experiment, trained by a recipe."""
-    trainer = Trainer(epochs=times * epochs, batch=64, optimizer=Adam(lr), schedule=schedule)
+    trainer = Trainer(epochs=times * epochs, batch=64, optimizer=Adam(lr), schedule=schedule, accelerator="cpu")
     network = fresh("digits_cnn", 10, seed)
     return harden(network, data, recipe, trainer=trainer, validation=None, seed=seed).model.eval()
 

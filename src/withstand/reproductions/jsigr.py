@@ -96,7 +96,7 @@ def _sources(examples: int, epochs: int, seed: int) -> list[nn.Module]:
         torch.manual_seed(derive(seed, "source") & 0x7FFFFFFF)
         perceptron = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
     networks = [perceptron, fresh("digits_cnn", 10, derive(seed, "source"))]
-    trainer = Trainer(epochs=epochs, batch=64, optimizer=Adam(3e-3), schedule="cosine")
+    trainer = Trainer(epochs=epochs, batch=64, optimizer=Adam(3e-3), schedule="cosine", accelerator="cpu")
     return [
         harden(net, data, Standard(), trainer=trainer, validation=None, seed=seed).module.eval() for net in networks
     ]

@@ -31,7 +31,7 @@ def domain_probe(eps: float, seed: int, by_class: bool = False) -> Callable[...,
         right = np.zeros(len(x))
         for fold in range(FOLDS):
             held = np.arange(len(x)) % FOLDS == fold
-            for group in [y.numpy() == c for c in y.unique().tolist()] if by_class else [np.ones(len(x), bool)]:
+            for group in [y.cpu().numpy() == c for c in y.unique().tolist()] if by_class else [np.ones(len(x), bool)]:
                 right[held & group] = _told(natural, adversarial, ~held & group, held & group)
         return [{"arm": name, "metric": "probe_accuracy", "examples": right.tolist()}]
 
@@ -53,4 +53,4 @@ def _told(natural: np.ndarray, adversarial: np.ndarray, train: np.ndarray, test:
 def _features(model: nn.Module, x: Tensor) -> np.ndarray:
     with torch.no_grad():
         tap = penultimate(model, x[:2])
-        return np.concatenate([vectors(see(model, part, tap)[1]).numpy() for part in x.split(500)])
+        return np.concatenate([vectors(see(model, part, tap)[1]).cpu().numpy() for part in x.split(500)])
