@@ -8,18 +8,20 @@ from torch import nn
 import withstand as ws
 import withstand.models
 from tests.attacks import test_contract as attacks
-from tests.hardening.conftest import images, network_for, recipes
+from tests.hardening.conftest import cnn, images, network_for, recipes
 from tests.hardening.test_contract import trainer_for
 from tests.pretend import GPU, OtherDevice, pretended
 from withstand.attacks import GPGA
 from withstand.attacks.neighbours.block import KNNBlock, fidelity
+from withstand.data.arrays import from_arrays
 from withstand.hardening.mean_shift import certify_mean_shift
 from withstand.hardening.smoothing import certify, predict
 from withstand.models import HiddenKNN, as_target
+from withstand.registry import parse
 from withstand.representation.metrics import code_scores, normalized_mutual_information, retrieval_scores
 from withstand.reproductions.probes import domain_probe
 from withstand.threats import Linf
-from withstand.training import loop
+from withstand.training import Trainer, loop
 
 
 @pytest.fixture(autouse=True)
@@ -41,6 +43,12 @@ def pictures(n: int = 7, seed: int = 0) -> torch.Tensor:
 @pytest.fixture
 def votes():
     return HiddenKNN(network(), ["2", "logits"], pictures(60, 1), torch.arange(60) % 5, k=3)
+
+
+@pytest.fixture
+def on_gpu(monkeypatch):
+    """Trainings run there."""
+    monkeypatch.setattr(loop, "launched", lambda trainer, find_unused_parameters: OnGPU(accelerator="cpu", devices=1))
 
 
 def test_the_pretence_refuses_what_cuda_refuses_and_nothing_else():
@@ -77,11 +85,29 @@ def test_attacks(name, votes):
 
 
 @pytest.mark.parametrize("name", recipes())
-def test_recipes(name, monkeypatch):
-    monkeypatch.setattr(loop, "launched", lambda trainer, find_unused_parameters: OnGPU(accelerator="cpu", devices=1))
+def test_recipes(name, on_gpu):
     recipe = recipes()[name]
     fitted = trainer_for(recipe, epochs=1).fit(recipe, network_for(name), images(), images())
     assert all(p.device == GPU for p in fitted.last.parameters())
+
+
+GENERATORS = (
+    "aigan(attack=pgd(linf(0.3), steps=2), ngf=4, blocks=1, switch=1)",
+    "aigan(variant='robust_d', attack=pgd(linf(0.3), steps=2), ngf=4, blocks=1)",
+    "bia(layer='3', rn=True, da=True, ngf=4, blocks=1)",
+    "cda(ngf=4, blocks=1)",
+)
+
+
+@pytest.mark.parametrize("text", GENERATORS)
+def test_generators(text, on_gpu):
+    trainer = Trainer(epochs=2, batch=8)
+    assert next(trainer.fit(parse(text, "recipe"), cnn(), images()).last.parameters()).device == GPU
+
+
+def test_a_block(on_gpu, votes):
+    fitted = Trainer(epochs=1, batch=8).fit(parse("knn_block", "recipe"), votes, images())
+    assert next(fitted.last.parameters()).device == GPU
 
 
 class OnGPU(Fabric):
@@ -91,6 +117,28 @@ class OnGPU(Fabric):
 
     def setup_module(self, module, move_to_device=True, _reapply_compile=True):
         return super().setup_module(module, False, _reapply_compile)
+
+
+def test_an_audit(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a pretended GPU")
+    model, x = network(), pictures(24)
+    others = {
+        "surrogate": network(),
+        "guide": nn.Sequential(nn.Flatten(), nn.Linear(64, 5)),
+        "ood": from_arrays(pictures(12, 3), None),
+    }
+    checks = [
+        "guided(linf(0.1), examples=4)",
+        "transfer(linf(0.1), examples=4)",
+        "unfamiliar(examples=12)",
+        "saliency(examples=4)",
+        "certified(n=20, n0=5)",
+        "corruptions(severities=(3,), examples=4)",
+        "trust(threat=linf(0.1), examples=4)",
+    ]
+    card = ws.audit(model, (x, model(x).argmax(1)), checks=checks, given=others, device="cuda")
+    assert {r.check: r.reason for r in card.results if r.status != "done"} == {}
+    assert len(card.results) == len(checks)
 
 
 def test_a_guide_that_is_loaded_from_a_text_follows_the_examples(monkeypatch):

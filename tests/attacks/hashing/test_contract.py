@@ -1,5 +1,6 @@
 """What every attack on hashing models keeps to."""
 
+import copy
 from typing import Any
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from torch import nn
 
 from tests.attacks.hashing.conftest import BITS, CLASSES
+from tests.pretend import GPU, pretended
 from withstand.attacks.hashing.painter import CodeGenerator, Painter
 from withstand.attacks.hashing.tha import PrototypeNet
 from withstand.audit.measure import attack_passes
@@ -60,6 +62,13 @@ def test_points_are_valid_and_the_model_is_left_alone(name, model, queries, base
     assert not found.success.any()
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert all(p.grad is None and p.requires_grad for p in model.parameters())
+
+
+def test_what_was_fitted_may_lie_in_main_memory(name, model, queries, base) -> None:
+    with pretended():
+        x, y = (part.to("cuda") for part in queries)
+        found = make(name, base).run(copy.deepcopy(model).to("cuda"), x, y, seed=1)
+        assert found.x_adv.device == found.distance.device == GPU
 
 
 def test_draws_depend_on_seed_and_id_alone(name, model, queries, base) -> None:

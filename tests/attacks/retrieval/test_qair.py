@@ -318,3 +318,18 @@ def test_the_last_question_of_a_budget_is_a_step():
     assert len(asked) == 5
     assert torch.allclose((asked[-1] - middle[0]).abs(), torch.tensor(0.04))
     assert not torch.allclose((asked[-2] - middle[0]).abs(), torch.tensor(0.04))
+
+
+def test_a_step_of_chance_that_brings_items_back_is_undone():
+    clean, fewer = [0, 1, 2], [0, 7, 8]
+    asked = []
+    # the clean list, a direction that changes nothing, a step; a direction that changes nothing, a step that brings all back
+    answers = [clean, clean, fewer, fewer, clean]
+    engine = RetrievalTarget(lambda z: asked.append(0) or [answers[len(asked) - 1]])
+    blind = {"threat": Linf(0.2), "q": 1, "keep": "last", "active": False}
+    one = QAIR(queries=3, **blind)(engine, x[:1], seed=1)
+    asked.clear()
+    two = QAIR(queries=5, **blind)(engine, x[:1], seed=1)
+    assert len(asked) == 5
+    assert not torch.equal(one, x[:1])
+    assert torch.equal(one, two)
