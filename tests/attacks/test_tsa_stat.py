@@ -102,6 +102,28 @@ def test_the_search_is_a_naive_descent(model, x, y):
     assert torch.equal(found.distance, Statistics().distance(x[rows], found.x_adv))
 
 
+@pytest.mark.parametrize("scale", [0.3, 3.0])
+def test_coefficients_of_large_powers_move_less_and_none_moves_more(model, x, scale):
+    x, polynomial = scale * x[:4], Polynomial(2)
+    t = (model(x).argmax(1)[0] + 1).remainder(4).item()
+    rows = (model(x).argmax(1) != t).nonzero().flatten()
+    x = x[rows]
+    attack = TSASTAT(target=t, degree=2, steps=1, keep="last", active=False)
+    found = run(attack, model, x, model(x).argmax(1), ids=rows, seed=3).x_adv
+    noise = ws.Rows(ws.random.derive(3, "tsa_stat"), rows).uniform(
+        (3, 2, 20), "coefficients", 0, -0.01, 0.01, torch.float64
+    )
+    a = (noise + polynomial.identity(x)["coefficients"]).requires_grad_(True)
+    z = polynomial.decode({"coefficients": a}, x)
+    logits = model(z)
+    others = logits.scatter(1, torch.full((len(x), 1), t), -torch.inf).amax(1)
+    loss = (others - logits[:, t]).clamp_min(-1.0) + Statistics().distance(x, z)
+    (gradient,) = torch.autograd.grad(loss.sum(), a)
+    size = torch.stack([(x ** (2 * k)).mean((1, 2)).clamp_min(1) for k in range(3)], 1)[..., None, None]
+    wanted = polynomial.decode({"coefficients": a.detach() - 0.5 * gradient / size}, x)
+    torch.testing.assert_close(found, wanted)
+
+
 def test_the_price_keeps_the_features(model, x, y):
     priced = run(TSASTAT(steps=200), model, x, y)
     free = run(TSASTAT(steps=200, stat_weight=0.0), model, x, y)
