@@ -17,6 +17,7 @@ from withstand.data.arrays import from_arrays
 from withstand.hardening.mean_shift import certify_mean_shift
 from withstand.hardening.smoothing import certify, predict
 from withstand.models import HiddenKNN, as_target
+from withstand.protocols import Batch
 from withstand.registry import parse
 from withstand.representation.metrics import code_scores, normalized_mutual_information, retrieval_scores
 from withstand.reproductions.probes import domain_probe
@@ -172,6 +173,19 @@ def test_retrieval_is_measured_of_embeddings_and_codes():
     codes = torch.where(z > 0.5, 1.0, -1.0)
     assert len(code_scores(codes, y, codes, y, without=itself)["map"]) == 12
     assert 0 <= normalized_mutual_information(z, y) <= 1
+
+
+def test_a_batch_that_comes_back_to_main_memory_is_waited_for():
+    asked = []
+
+    class Asked(torch.Tensor):
+        def to(self, *where, **how):
+            asked.append((*where, how))
+            return self
+
+    for device in ("cuda:1", "cpu", torch.device("cpu")):
+        Batch(torch.ones(2).as_subclass(Asked)).to(device)
+    assert [how["non_blocking"] for _, how in asked] == [True, False, False]
 
 
 def test_a_probe_of_domains():

@@ -60,7 +60,8 @@ class Batch:
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch with its tensors on a device."""
-        return self._map(lambda v: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v)
+        waits = torch.device(device).type == "cpu"  # else the host would read what has not come back yet
+        return self._map(lambda v: v.to(device, non_blocking=not waits) if isinstance(v, Tensor) else v)
 
     @staticmethod
     def cat(batches: Sequence["Batch"]) -> "Batch":
