@@ -11,6 +11,7 @@ from tests.hardening.conftest import cnn, images
 from tests.training.conftest import same
 from withstand.data.arrays import from_arrays
 from withstand.errors import BadInput
+from withstand.models.feature_encoder import encoder_of
 from withstand.models.layers import route
 from withstand.random import Rows
 from withstand.representation.acl import ACL
@@ -153,6 +154,7 @@ def test_pseudo_labels_are_those_of_the_model_given_or_those_that_the_data_carry
     assert carried.clusters.max(0).tolist() == [1, 2]
     assert torch.equal(carried.batch([5, 2]).extra["clusters"], torch.from_numpy(carried.clusters[[5, 2]]))
     assert torch.equal(carried.batch([5, 2]).x, data.batch([5, 2]).x)
+    assert (with_clusters(encoder_of(cnn(3)), data, recipe.clusters, 0).clusters == carried.clusters).all()
     assert recipe.examples(cnn(), carried, 0) is carried
     own = recipe.examples(cnn(3), data, 0)
     assert own.fingerprint() == carried.fingerprint() != data.fingerprint()

@@ -6,11 +6,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from withstand.errors import bad
-from withstand.models.embedding import headless
+from withstand.models.feature_encoder import encoder_of
 from withstand.models.state import frozen
 from withstand.protocols import Batch, Dataset, Space
 
@@ -122,13 +121,13 @@ def _kmeans(features: np.ndarray, clusters: int, seed: int) -> np.ndarray:
 
 def _features(model: nn.Module, data: Dataset) -> np.ndarray:
     """Unit vectors [N, width]."""
-    backbone, _ = headless(model)
+    encoder = encoder_of(model)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     found = []
-    with frozen(backbone, "eval"), torch.no_grad():
+    with frozen(encoder, "eval"), torch.no_grad():
         for begin in range(0, len(data), _BLOCK):
             x = data.batch(range(begin, min(begin + _BLOCK, len(data)))).x.to(device)
-            found.append(F.normalize(backbone(x).float(), dim=1).cpu())
+            found.append(encoder(x).float().cpu())
     features = torch.cat(found).numpy()
     if not np.isfinite(features).all():
         raise bad("model", "NaN or infinite features", "finite ones, by which to cluster the examples")
