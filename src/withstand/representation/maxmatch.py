@@ -259,18 +259,18 @@ class MaxMatch(FixMatch):
     `load_data` reads (its training part), of the same shape; None: all of the training examples. weak, strong:
     augmentations (images by default; series and others need their own). variants: K. tau: the probability from which on
     a pseudo-label counts. lambda_u: weight. reduce: "mean" learns from all K alike, the control that costs the same.
-    teacher: who gives the pseudo-labels, "self" (the network in the same pass, in train mode) or "eman", the averaged weights
-    and batch statistics in eval mode (Cai et al., 2021, arXiv 2101.08482), which the trainer keeps; the network then sees
-    the labelled and the strong versions alone.
+    teacher: who gives the pseudo-labels: "self", the network in the same pass, in train mode, or "eman", the averaged
+    weights and batch statistics in eval mode, which the trainer keeps (Cai et al., 2021, arXiv 2101.08482); the network then
+    sees the labelled and the strong versions alone.
     k_schedule: chances of 1, 2, ..., K variants in a step, as (.5, .3, .2) in the official code for ImageNet, which the
     paper's abstract does not speak of; None: always K.
 
     The history tells, of the unlabelled examples: mask_rate (pseudo-labels that count), worst_is_k (learned from variant
     k; with "mean": whose variant k would be) and, where their labels are known, pseudo_label_accuracy (of all) and
-    wrong_and_sure (that count and are wrong). With `ctaugment` among the strong ones (CTAugment's form: `[crop_flip(4),
-    ctaugment, cutout(0.5)]`), probe is the mean probability of the true label in its probes of labelled examples, and
-    open_bins the share of its strengths that are in use. Validation uses labels that the recipe does not count: give none for
-    the few-label protocol, which judges the average of the last weights.
+    wrong_and_sure (that count and are wrong). With `ctaugment` among the strong ones (in full `[crop_flip(4), ctaugment,
+    cutout(0.5)]`), probe is the mean probability of the true label in its probes of labelled examples, and open_bins
+    the share of its strengths that are in use. Validation uses labels that the recipe does not count: give none for the
+    few-label protocol, which judges the average of the last weights.
 
     The defaults are the official ones for CIFAR with RandAugment, for batches of 64 + 7 * 64; weight decay is on kernels
     only, as there. What differs: crops are padded with zeros instead of mirrored pixels; the average of the weights forgets
