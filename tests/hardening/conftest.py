@@ -50,7 +50,7 @@ def recipes() -> dict[str, Any]:
     return made
 
 
-SPECIAL: dict[str, dict[str, Any]] = {"hat": {"helper": f"{__file__}:cnn"}}
+SPECIAL: dict[str, dict[str, Any]] = {"hat": {"helper": f"{__file__}:cnn"}, "advcl": {"clusters": (2, 3)}}
 """What a recipe cannot do without."""
 
 

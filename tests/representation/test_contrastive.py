@@ -7,7 +7,15 @@ import torch
 
 from withstand.errors import BadInput
 from withstand.random import Rows
-from withstand.representation.contrastive import attraction, nt_xent, same_label, supcon, two_views
+from withstand.representation.contrastive import (
+    attraction,
+    debiased,
+    nt_xent,
+    other_views,
+    same_label,
+    supcon,
+    two_views,
+)
 
 
 def views(n: int = 5, d: int = 4, seed: int = 0) -> torch.Tensor:
@@ -43,6 +51,64 @@ def test_pairs_may_stand_anywhere():
     order = torch.tensor([3, 8, 0, 1, 5, 2, 9, 4, 6, 7])
     place = torch.argsort(order)
     assert torch.allclose(nt_xent(z[order], place[pairs[order]], 0.5), nt_xent(z, pairs, 0.5)[order], atol=1e-12)
+
+
+def test_several_views_of_an_example_are_all_positives():
+    others = other_views(2, 3)
+    assert others.tolist() == [[2, 4], [3, 5], [4, 0], [5, 1], [0, 2], [1, 3]]
+    assert torch.equal(other_views(5, 2)[:, 0], two_views(5))
+    z, mask = views(6), some_mask(12)
+    positives = other_views(3, 4).tolist()
+    dropped = [[a for a in range(12) if mask[i, a] and a not in positives[i]] for i in range(12)]
+    assert torch.allclose(nt_xent(z, other_views(3, 4), 0.3, mask), by_hand(z, positives, dropped, 0.3), atol=1e-12)
+    same = supcon(z, torch.arange(3).repeat(4), 0.3)
+    assert torch.allclose(nt_xent(z, other_views(3, 4), 0.3), same, atol=1e-12)
+    with pytest.raises(BadInput, match="4 views of each"):
+        nt_xent(z[:10], other_views(3, 4)[:10], 0.3)
+
+
+def debiased_by_hand(z, pairs, tau, share):
+    out = []
+    for i in range(len(z)):
+        e = [math.exp(float(z[i] @ z[a]) / tau) for a in range(len(z))]
+        near = e[int(pairs[i])]
+        far = [e[a] for a in range(len(z)) if a not in (i, int(pairs[i]))]
+        g = max((sum(far) / len(far) - share * near) / (1 - share), math.exp(-1 / tau))
+        out.append(math.log(near + len(far) * g) - math.log(near))
+    return torch.tensor(out, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("share", [0.05, 0.3, 0.9])
+def test_the_debiased_loss_is_the_sum_by_hand(share):
+    z, pairs = views(), two_views(5)
+    assert torch.allclose(debiased(z, pairs, 0.5, share), debiased_by_hand(z, pairs, 0.5, share), atol=1e-12)
+
+
+def test_without_a_share_the_debiased_loss_is_nt_xent_bit_for_bit():
+    z, pairs = views().float(), two_views(5)
+    assert torch.equal(debiased(z, pairs, 0.2, 0.0), nt_xent(z, pairs, 0.2))
+    assert torch.allclose(debiased(z, pairs, 0.2, 1e-7), nt_xent(z, pairs, 0.2), atol=1e-5)
+
+
+def test_the_debiased_loss_of_two_orthogonal_pairs():
+    z, pairs = torch.eye(2)[[0, 0, 1, 1]], torch.tensor([1, 0, 3, 2])
+    g = (1 - 0.1 * math.e) / 0.9
+    assert torch.allclose(debiased(z, pairs, 1.0, 0.1), torch.full((4,), math.log(math.e + 2 * g) - 1))
+    floor = math.log(math.e + 2 / math.e) - 1  # 1 - 0.5 e is below exp(-1)
+    assert torch.allclose(debiased(z, pairs, 1.0, 0.5), torch.full((4,), floor))
+
+
+def test_the_debiased_loss_holds_at_low_temperatures():
+    z = views().float().requires_grad_(True)
+    loss = debiased(z, two_views(5), 0.005, 0.1)
+    loss.sum().backward()
+    assert z.grad is not None
+    assert torch.isfinite(z.grad).all()
+    assert torch.isfinite(loss).all()
+    with pytest.raises(BadInput, match="tau_plus"):
+        debiased(z, two_views(5), 0.5, 1.0)
+    with pytest.raises(BadInput, match="two examples"):
+        debiased(z[:2], two_views(1), 0.5, 0.1)
 
 
 def test_two_orthogonal_pairs():

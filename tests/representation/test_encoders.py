@@ -19,10 +19,11 @@ from withstand.random import Rows
 from withstand.registry import parse
 from withstand.registry import replace as changed
 from withstand.representation.acl import ACL, Instances
+from withstand.representation.advcl import AdvCL
 from withstand.representation.contrastive import nt_xent, two_views
-from withstand.representation.encoders import VIEWS, say_uniformity
+from withstand.representation.encoders import VIEWS, say_spread
 from withstand.representation.false_negatives import scores, select_false_negatives
-from withstand.representation.measures import uniformity
+from withstand.representation.measures import effective_rank, uniformity
 from withstand.representation.simclr import Contrastive
 from withstand.representation.simsiam import SimSiam, towards
 from withstand.training import Trainer
@@ -60,8 +61,8 @@ def unlabelled(n: int = 24):
 
 
 RECIPES = (
-    Contrastive(), Contrastive("afnc"), Contrastive("fnc"), Contrastive("attraction"), SimSiam(), ACL(attack=ATTACK),
-    ACL("afnc", attack=ATTACK),
+    Contrastive(), Contrastive("afnc"), Contrastive("fnc"), Contrastive("attraction"), Contrastive("debiased"), SimSiam(),
+    ACL(attack=ATTACK), ACL("afnc", attack=ATTACK), AdvCL("afnc", attack=ATTACK, clusters=(2, 5)),
 )  # fmt: skip
 
 
@@ -90,6 +91,8 @@ def test_with_nothing_to_remove_every_mode_is_simclr():
         assert same(plain, trained(Contrastive(mode, q_max=0.0)))
         assert same(plain, trained(Contrastive(mode, q_max=0.5, threshold=2.0)))
     assert same(plain, trained(Contrastive("afnc", q_max=0.5, ramp=(1.0, 1.0))))
+    assert same(plain, trained(Contrastive("debiased", tau_plus=0.0)))
+    assert not same(plain, trained(Contrastive("debiased")))
     assert not same(plain, trained(Contrastive("fnc", q_max=0.5)))
     x = images().batch(range(12)).x.numpy()
     own_class_each = from_arrays(x, torch.arange(12).numpy(), name="instances")
@@ -175,10 +178,11 @@ def test_support_views_and_the_length_of_projections_are_as_told():
     assert not torch.equal(found, select_false_negatives(scores(z), 0.3, exclude=pairs))
 
 
-def test_the_uniformity_that_is_logged_is_the_measure():
+def test_what_is_logged_of_the_spread_are_the_measures():
     now, z = step(), Rows.count(0, 9).normal((4,), "z")
-    say_uniformity(now, z)
+    say_spread(now, z)
     assert float(now.said["uniformity"]) == pytest.approx(uniformity(z), abs=1e-5)
+    assert float(now.said["effective_rank"]) == pytest.approx(effective_rank(F.normalize(z, dim=1)), abs=1e-5)
 
 
 def test_simsiam_is_the_mean_cosine_with_a_barrier():
@@ -350,7 +354,8 @@ def test_the_last_epoch_ships_whatever_recall_shows():
 def test_a_collapse_is_said():
     assert "collapsed" in Contrastive().remark([{"uniformity": -0.01}] * 10)
     assert Contrastive().remark([{"uniformity": -0.01}]) == ""  # where all begin
-    assert Contrastive().remark([{"uniformity": -2.0}] * 10) == ""
+    assert "nearly one line" in Contrastive().remark([{"uniformity": -0.7, "effective_rank": 1.1}] * 10)
+    assert Contrastive().remark([{"uniformity": -2.0, "effective_rank": 1.8}] * 10) == ""
 
 
 @pytest.mark.parametrize(
@@ -358,6 +363,8 @@ def test_a_collapse_is_said():
     [
         "contrastive(tau=0)", "contrastive(dim=0)", "contrastive('best')", "contrastive(q_max=1)",
         "contrastive(ramp=(0.6, 0.2))", "contrastive(hidden=0)", "simsiam(dim=0)", "acl('supcon')", "acl('attraction')",
+        "acl('debiased')", "contrastive('debiased', tau_plus=1)", "advcl('supcon')", "advcl(radius=0)", "advcl(clusters=())",
+        "advcl(clusters=(2, 1))", "advcl(ce_weight=-1)",
     ],
 )  # fmt: skip
 def test_bad_settings_are_refused(text):

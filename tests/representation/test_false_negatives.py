@@ -5,7 +5,7 @@ import torch
 
 from withstand.errors import BadInput
 from withstand.random import Rows
-from withstand.representation.contrastive import two_views
+from withstand.representation.contrastive import other_views, two_views
 from withstand.representation.false_negatives import FalseNegativeSchedule, scores, select_false_negatives
 
 
@@ -39,6 +39,18 @@ def test_neither_anchor_nor_positive_is_ever_chosen():
     assert not everything[torch.arange(12), pairs].any()
     assert (everything.sum(1) == 9).all()  # floor(0.999 * 10)
     assert (select_false_negatives(torch.ones(12, 12), 0.5).sum(1) == 5).all()  # floor(0.5 * 11)
+
+
+def test_none_of_several_views_is_chosen_and_any_may_find():
+    others = other_views(3, 4)
+    everything = select_false_negatives(torch.ones(12, 12), 0.999, exclude=others)
+    own = torch.arange(3).repeat(4)
+    assert not (everything & (own[:, None] == own)).any()
+    assert (everything.sum(1) == 7).all()  # floor(0.999 * 8)
+    z = drawn(12)
+    s = scores(z)
+    expected = torch.stack([s[[i, *others[i].tolist()]].amax(0) for i in range(12)])
+    assert torch.equal(scores(z, others), expected)
 
 
 def test_scores_are_cosines_that_carry_no_gradient():

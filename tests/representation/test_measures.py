@@ -51,6 +51,9 @@ def test_class_geometry_pair_by_pair():
     assert found["same_class_cosine"] == pytest.approx(sum(cosines[True]) / len(cosines[True]))
     assert found["other_class_cosine"] == pytest.approx(sum(cosines[False]) / len(cosines[False]))
     assert found["uniformity"] == pytest.approx(m.uniformity(z))
+    assert found["effective_rank"] == pytest.approx(m.effective_rank(z))
+    lengths = torch.arange(1, 18)[:, None]
+    assert m.representation_measures(lengths * z, labels)["effective_rank"] == pytest.approx(found["effective_rank"])
 
 
 def test_classes_of_one_point_each_have_no_radius():

@@ -20,7 +20,9 @@ TINY = {"epochs": 2, "train": 60, "test": 30, "batch": 30, "steps": 2}
 def rows():
     patch = pytest.MonkeyPatch()
     own = system.SCALES["smoke"]["adversarial"] | {"attack": "pgd(linf(0.1), steps=1)", "epochs": 1}
-    patch.setitem(system.SCALES, "smoke", system.SCALES["smoke"] | TINY | {"adversarial": own})
+    own |= {"pseudo": "clusters=(2, 10), light='crop_flip(1, flip=False)'"}
+    worn = system.SCALES["smoke"]["clothes"] | {"epochs": 1}
+    patch.setitem(system.SCALES, "smoke", system.SCALES["smoke"] | TINY | {"adversarial": own, "clothes": worn})
     found = system.measure("smoke", 0, lambda text: None)["rows"]
     patch.undo()
     return found
@@ -36,7 +38,7 @@ def test_all_claims_can_be_judged(rows):
 
 
 def test_what_stands_at_a_radius_stood_before(rows):
-    for arm in (*system.ARMS, *system.ADVERSARIAL):
+    for arm in (*system.ARMS, *system.ADVERSARIAL, *system.CLOTHES):
         clean = of(rows, arm, "accuracy")
         for radius in system.RADII:
             stands = of(rows, arm, f"robust_accuracy_{radius:g}eps")
@@ -45,15 +47,16 @@ def test_what_stands_at_a_radius_stood_before(rows):
 
 
 def test_features_of_wrong_examples_are_moved_too(rows):
-    for arm in (*system.ARMS, *system.ADVERSARIAL):
+    for arm in (*system.ARMS, *system.ADVERSARIAL, *system.CLOTHES):
         assert "0" in of(rows, arm, "accuracy")
         assert all(stretch > 0 for stretch in of(rows, arm, "sensitivity_attacked"))
 
 
 def test_chance_is_the_share_of_pairs_of_one_class(rows):
-    y = system._labels(system.sample("digits", "train", 60, 0))
+    y = system._labels(system.load_data("digits", split="train", limit=60, seed=0))
     same = (y[:, None] == y).sum() - 60
     assert of(rows, "chance", "precision") == [pytest.approx(float(same) / (60 * 59))]
+    assert of(rows, "clothes / chance", "precision") == of(rows, "chance", "precision")  # at this scale they are digits
     for arm in ("fnc", "afnc", "attraction"):
         assert len(of(rows, arm, "precision_by_epoch")) == 2
         assert of(rows, arm, "precision")[0] == pytest.approx(of(rows, arm, "precision_by_epoch")[-1], abs=1e-4)
@@ -62,11 +65,23 @@ def test_chance_is_the_share_of_pairs_of_one_class(rows):
 def test_figures_are_drawn_from_the_means_of_all_seeds(rows):
     other = [{**r, "examples": r["examples"]} for r in rows]
     made = system.figures([rows, other])
-    assert [f.kind for f in made] == ["curve", "curve", "bars", "bars", "curve", "bars"]
+    assert [f.kind for f in made] == ["curve", "curve", "curve", "bars", "bars", "curve", "bars"]
     curve = next(s for s in made[0].data["series"] if s["name"] == "afnc")
     assert curve["y"][0] == pytest.approx(np.mean([int(v) for v in of(rows, "afnc", "accuracy")]))
     for figure in made:
         assert ET.fromstring(svg_file(asdict(figure))).tag.endswith("svg")
+
+
+def test_pseudo_labels_come_from_the_encoder_without_an_adversary(monkeypatch):
+    seen = []
+    monkeypatch.setattr(system, "with_clusters", lambda model, data, counts, seed: seen.append((model, counts)) or data)
+    learn, s = system.load_data("digits", split="train", limit=40, seed=0), system.SCALES["smoke"]
+    own = s | s["adversarial"] | {"epochs": 1, "batch": 20, "pseudo": "clusters=(2, 3)", "attack": "pgd(steps=1)"}
+    advcl = parse(system.ADVERSARIAL["adversarial / advcl"].format(**own), "recipe")
+    labeller = fresh("digits_bn_cnn", 10, 1)
+    system._train(advcl, own, learn, labeller, 0)
+    system._train(parse(system.ADVERSARIAL["adversarial / acl"].format(**own), "recipe"), own, learn, labeller, 0)
+    assert seen == [(labeller, (2, 3))]
 
 
 def test_the_gap_is_that_of_the_means():
@@ -75,6 +90,8 @@ def test_the_gap_is_that_of_the_means():
 
     assert system._closed([one(0.4, 0.8, 0.5), one(0.6, 0.8, 0.6)], "afnc", "supcon", "m") == pytest.approx(0.05 / 0.3)
     assert system._closed([one(0.8, 0.8, 0.9)], "afnc", "supcon", "m") is None
+    elsewhere = [{**r, "arm": f"clothes / {r['arm']}"} for r in one(0.2, 0.8, 0.5)]
+    assert system._closed([elsewhere + one(0.4, 0.8, 0.5)], "clothes / afnc", "supcon", "m") == pytest.approx(0.5)
 
 
 def test_a_probe_that_nothing_moves_is_as_robust_as_it_is_right():
@@ -91,7 +108,8 @@ def test_a_probe_that_nothing_moves_is_as_robust_as_it_is_right():
 
 def test_every_scale_is_well_formed():
     for s in system.SCALES.values():
-        for arms, own in ((system.ARMS, s), (system.ADVERSARIAL, s | s["adversarial"])):
+        clothes = (system.CLOTHES, s | s["clothes"])
+        for arms, own in ((system.ARMS, s), (system.ADVERSARIAL, s | s["adversarial"]), clothes):
             for recipe in arms.values():
                 parse(recipe.format(**own), "recipe")
             Trainer(**{key: own[key] for key in TRAINER if key in own})

@@ -18,7 +18,7 @@ from withstand.random import Rows
 from withstand.registry import component
 from withstand.registry import replace as changed
 from withstand.representation.contrastive import nt_xent, two_views
-from withstand.representation.encoders import say_uniformity
+from withstand.representation.encoders import say_spread
 from withstand.representation.simclr import Contrastive
 from withstand.threats import Linf
 from withstand.training.recipe import Step
@@ -50,10 +50,14 @@ class ACL(Contrastive):
     branches: Literal["own", "shared"] = "own"
     ship: Literal["clean", "adversarial"] = ADVERSARIAL
 
+    streams: ClassVar[tuple[str, ...]] = (CLEAN, ADVERSARIAL)
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.mode in ("attraction", "supcon"):
-            raise bad("mode", self.mode, "simclr, afnc, fnc or oracle", "The fix of ACL is elimination.")
+        if self.mode in ("attraction", "debiased", "supcon"):
+            raise bad(
+                "mode", self.mode, "simclr, afnc, fnc or oracle", "The fix of adversarial contrast is elimination."
+            )
         if not hasattr(self.attack, "objective"):
             raise bad("attack", repr(self.attack), "an attack with an objective, e.g. pgd(linf(8/255), steps=5)")
 
@@ -62,18 +66,18 @@ class ACL(Contrastive):
         if self.branches == "own":
             if not any(isinstance(m, _BatchNorm) for m in system.model.modules()):
                 raise bad("model", "no batch norm", "a network with batch norm", "Or take branches='shared'.")
-            add_branches(system.model, [CLEAN, ADVERSARIAL])
+            add_branches(system.model, self.streams)
         return system
 
     def craft(self, system: Any, batch: Batch, step: Step) -> Batch:
         made = super().craft(system, batch, step)
         views, labels = made.extra["views"], made.extra.get("labels")
         pairs = two_views(len(batch), views.device)
-        with self._through(system, CLEAN), frozen_statistics(system):
+        with self.through(system, CLEAN), frozen_statistics(system):
             dropped = self.false_negatives(system(views), pairs, labels, step)
         aimed = changed(self.attack, objective=Instances(pairs, self.tau, dropped))
         apart = replace(step, rows=Rows(step.rows.seed, torch.cat([step.rows.ids, ~step.rows.ids])))
-        with self._through(system, ADVERSARIAL):
+        with self.through(system, ADVERSARIAL):
             moved = apart.attack(aimed, system, views, None)
         return replace(made, extra={**made.extra, "adversarial": moved, "dropped": dropped})
 
@@ -81,17 +85,18 @@ class ACL(Contrastive):
         dropped, terms = batch.extra["dropped"], []
         pairs = two_views(len(batch), dropped.device)
         for branch, name in ((CLEAN, "views"), (ADVERSARIAL, "adversarial")):
-            with self._through(system, branch):
+            with self.through(system, branch):
                 z = system(batch.extra[name])
             terms.append(nt_xent(z, pairs, self.tau, dropped).mean())
             step.say(f"loss_{branch}", terms[-1])
-        say_uniformity(step, z)
+        say_spread(step, z)
         return (terms[0] + terms[1]) / 2
 
     def finish(self, system: Any) -> nn.Module:
         return keep_branch(system.model, self.ship) if self.branches == "own" else system.model
 
-    def _through(self, system: Any, to: str) -> Any:
+    def through(self, system: Any, to: str) -> Any:
+        """A context in which the system's batch norm is that of a branch."""
         return route(system.model, to) if self.branches == "own" else nullcontext()
 
 

@@ -16,16 +16,23 @@ from withstand.errors import bad
 
 def two_views(n: int, device: torch.device | str = "cpu") -> Tensor:
     """The other view of each of 2n views, int64 [2n], where both views of example i stand at i and n + i."""
-    return (torch.arange(2 * n, device=device) + n) % (2 * n)
+    return other_views(n, 2, device)[:, 0]
+
+
+def other_views(n: int, views: int, device: torch.device | str = "cpu") -> Tensor:
+    """The other views of each of views * n, int64 [views * n, views - 1]; those of example i stand at i, n + i, ..."""
+    steps = n * torch.arange(1, views, device=device)
+    return (torch.arange(views * n, device=device)[:, None] + steps) % (views * n)
 
 
 def nt_xent(z: Tensor, pairs: Tensor, tau: float, drop_mask: Tensor | None = None) -> Tensor:
-    """NT-Xent of each anchor, [2n]: -s_{i i+} + log sum_{a in A(i) minus FN(i)} exp(s_ia).
+    """NT-Xent of each anchor, [M]: -s_{i i+} + log sum_{a in A(i) minus FN(i)} exp(s_ia).
 
-    z: float [2n, d]; rows are scaled to unit length here. pairs: int64 [2n], the other view of each. drop_mask: bool
-    [2n, 2n], FN(i) of each anchor, what is eliminated from its sum; the positive stays whatever the mask says.
+    z: float [M, d], M = 2n; rows are scaled to unit length here. pairs: int64 [M], the other view of each; or [M, v - 1]
+    where M = vn, the other views of each, over which the first term is averaged. drop_mask: bool [M, M], FN(i) of each
+    anchor, what is eliminated from its sum; positives stay whatever the mask says.
 
-    The loss is >= 0, and eliminating views never increases it.
+    The loss of two views is >= 0, and eliminating views never increases it.
 
     Raises: BadInput for an odd number of views, a temperature that is not above zero, a mask of another shape,
     or a view that is paired with itself.
@@ -35,6 +42,35 @@ def nt_xent(z: Tensor, pairs: Tensor, tau: float, drop_mask: Tensor | None = Non
     Learning with False Negative Cancellation", 2022, arXiv 2011.11765.
     """
     return _contrast(z, _positive(z, pairs), tau, drop_mask)
+
+
+def debiased(z: Tensor, pairs: Tensor, tau: float, tau_plus: float) -> Tensor:
+    """Debiased contrastive loss of each anchor, [2n]: -s_{i i+} + log [exp(s_{i i+}) + N g_i], N = 2n - 2,
+    g_i = max{(mean over negatives of exp(s_ia) - tau_plus exp(s_{i i+})) / (1 - tau_plus), exp(-1 / tau)}.
+
+    No view is named as a false negative; the mean is corrected for their share. tau_plus: how likely a negative is of the
+    anchor's class, in [0, 1); 0 is NT-Xent. Other arguments as of `nt_xent`, of two views.
+
+    Raises: BadInput for a share out of range, fewer than two examples, and as `nt_xent`.
+
+    Reference: Chuang, Robinson, Yen-Chen, Torralba, Jegelka, "Debiased Contrastive Learning", 2020, arXiv 2007.00224.
+    """
+    if not 0 <= tau_plus < 1:
+        raise bad("tau_plus", tau_plus, "a share in [0, 1)")
+    positive = _positive(z, pairs)
+    if len(z) < 4:
+        raise bad("z", f"{len(z)} views", "four or more, of two examples at least")
+    if tau_plus == 0:
+        return _contrast(z, positive, tau)
+    s, own = _scores(z, tau)
+    with torch.autocast(z.device.type, enabled=False):
+        n = len(z) - 2
+        pull = s[positive]
+        most = s.masked_fill(own, -torch.inf).amax(1).detach()  # keeps the exponentials in range
+        near = (pull - most).exp()
+        far = (s.masked_fill(own | positive, -torch.inf) - most[:, None]).exp().sum(1)
+        least = n * (-1 / tau - most).exp()
+        return (near + torch.maximum((far - tau_plus * n * near) / (1 - tau_plus), least)).log() + most - pull
 
 
 def attraction(z: Tensor, pairs: Tensor, tau: float, false_negatives: Tensor) -> Tensor:
@@ -72,12 +108,8 @@ def same_label(labels: Tensor) -> Tensor:
 
 def _contrast(z: Tensor, positive: Tensor, tau: float, drop_mask: Tensor | None = None) -> Tensor:
     """Mean over positives of -s_ip, plus the logarithm of the sum over what is not dropped; nothing meets itself."""
-    if not tau > 0:
-        raise bad("tau", tau, "a temperature > 0")
+    s, own = _scores(z, tau)
     with torch.autocast(z.device.type, enabled=False):
-        unit = F.normalize(z if z.dtype == torch.float64 else z.float(), dim=1)
-        s = unit @ unit.T / tau
-        own = torch.eye(len(z), dtype=torch.bool, device=z.device)
         positive = positive & ~own
         out = own
         if drop_mask is not None:
@@ -87,14 +119,27 @@ def _contrast(z: Tensor, positive: Tensor, tau: float, drop_mask: Tensor | None 
         return s.masked_fill(out, -torch.inf).logsumexp(1) - pull
 
 
+def _scores(z: Tensor, tau: float) -> tuple[Tensor, Tensor]:
+    """s [M, M], and where a view meets itself."""
+    if not tau > 0:
+        raise bad("tau", tau, "a temperature > 0")
+    with torch.autocast(z.device.type, enabled=False):
+        unit = F.normalize(z if z.dtype == torch.float64 else z.float(), dim=1)
+        return unit @ unit.T / tau, torch.eye(len(z), dtype=torch.bool, device=z.device)
+
+
 def _positive(z: Tensor, pairs: Tensor) -> Tensor:
-    if z.dim() != 2 or len(z) % 2:
-        raise bad("z", f"shape {tuple(z.shape)}", "[2n, d], two views of each example")
-    if pairs.shape != (len(z),) or pairs.is_floating_point():
+    others = pairs.view(len(pairs), -1)
+    views = others.shape[1] + 1
+    if z.dim() != 2 or len(z) % views:
+        raise bad(
+            "z", f"shape {tuple(z.shape)}", f"[{views}n, d], {'two' if views == 2 else views} views of each example"
+        )
+    if others.shape != (len(z), views - 1) or pairs.is_floating_point():
         raise bad("pairs", f"{pairs.dtype} {tuple(pairs.shape)}", f"int64 [{len(z)}], the other view of each")
-    if bool((pairs == torch.arange(len(z), device=pairs.device)).any()):
+    if bool((others == torch.arange(len(z), device=pairs.device)[:, None]).any()):
         raise bad("pairs", "a view that is its own pair", "the other view of each", "Nothing would be left to attract.")
-    return torch.zeros(len(z), len(z), dtype=torch.bool, device=z.device).scatter_(1, pairs[:, None], True)
+    return torch.zeros(len(z), len(z), dtype=torch.bool, device=z.device).scatter_(1, others, True)
 
 
 def _fits(mask: Tensor, z: Tensor, name: str) -> None:

@@ -12,6 +12,7 @@ from withstand.errors import bad
 from withstand.models.feature_encoder import FeatureEncoder, encoder_of
 from withstand.protocols import Batch, Dataset, Space
 from withstand.random import Rows, derive
+from withstand.representation.measures import effective_rank
 from withstand.representation.recipe import EmbeddingRecipe
 from withstand.training.augment import AugmentationsField
 from withstand.training.augment.simclr import ColourJitter, Grayscale, RandomResizedCrop
@@ -69,14 +70,7 @@ class EncoderRecipe(EmbeddingRecipe):
     def pair(self, batch: Batch, step: Step) -> Tensor:
         """First views, then second views, [2n, ...], drawn apart for each example."""
         with torch.autocast(batch.x.device.type, enabled=False):  # half precision would round where a crop lies
-            return torch.cat([self._view(batch, step, k) for k in range(2)])
-
-    def _view(self, batch: Batch, step: Step, k: int) -> Tensor:
-        own = replace(step, rows=Rows(derive(step.rows.seed, "view", k), step.rows.ids))
-        bare = replace(batch, y=None, extra={})
-        for augmentation in self.views:
-            bare = augmentation(bare, own, 0)
-        return bare.x
+            return torch.cat([view(self.views, batch, step, k) for k in range(2)])
 
     def validate(
         self,
@@ -94,18 +88,35 @@ class EncoderRecipe(EmbeddingRecipe):
         return super().validate(model, data, attack, device, seed, rank, world, total)
 
     def remark(self, history: Sequence[Mapping[str, Any]]) -> str:
-        if len(history) % 10 == 0 and history[-1].get("uniformity", -1.0) > -0.05:  # all begin close together
-            return "all projections lie at nearly one point: the training has collapsed. Lower the learning rate, or q_max."
+        if len(history) % 10:  # all begin close together
+            return ""
+        last, mend = history[-1], "the training has collapsed. Lower the learning rate, or q_max."
+        if last.get("uniformity", -1.0) > -0.05:
+            return f"all projections lie at nearly one point: {mend}"
+        if last.get("effective_rank", 2.0) < 1.5:
+            return f"all projections lie along nearly one line: {mend}"
         return ""
 
 
-def say_uniformity(step: Step, z: Tensor) -> None:
-    """Log how evenly projections [N, d] are spread, in [-8, 0]; towards 0 they collapse."""
+def view(augmentations: Sequence[Any], batch: Batch, step: Step, k: int) -> Tensor:
+    """View number k of each example, [N, ...]."""
+    own = replace(step, rows=Rows(derive(step.rows.seed, "view", k), step.rows.ids))
+    bare = replace(batch, y=None, extra={})
+    for augmentation in augmentations:
+        bare = augmentation(bare, own, 0)
+    return bare.x
+
+
+def say_spread(step: Step, z: Tensor) -> None:
+    """Log how projections [N, d] are spread: `uniformity`, in [-8, 0], towards 0 they collapse to a point; and
+    `effective_rank`, how many directions they use."""
     with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
         unit = F.normalize(z.detach().float(), dim=1)
         near = (-2 * (2 - 2 * unit @ unit.T)).exp()
         n = len(z)
         step.say("uniformity", ((near.sum() - near.diagonal().sum()) / (n * n - n)).log())
+        if bool(unit.isfinite().all()):
+            step.say("effective_rank", effective_rank(unit))
 
 
 def labels_of(data: Dataset, purpose: str) -> None:

@@ -41,13 +41,13 @@ class FalseNegativeSchedule:
 def scores(z: Tensor, pairs: Tensor | None = None) -> Tensor:
     """Cosines of all views with each other, detached, [M, M].
 
-    pairs: int64 [M], the other view of each; with it, an anchor counts as close to a candidate as the closer of its own
-    two views is (the support views of false negative cancellation).
+    pairs: int64 [M] or [M, v - 1], the other views of each; with it, an anchor counts as close to a candidate as the
+    closest of its own views is (the support views of false negative cancellation).
     """
     with torch.autocast(z.device.type, enabled=False):
         unit = torch.nn.functional.normalize(z.detach().float(), dim=1)
         s = unit @ unit.T
-    return s if pairs is None else torch.maximum(s, s[pairs])
+    return s if pairs is None else torch.maximum(s, s[pairs.view(len(s), -1)].amax(1))
 
 
 def select_false_negatives(
@@ -55,9 +55,9 @@ def select_false_negatives(
 ) -> Tensor:
     """The false negatives of each anchor, bool [M, M]: the floor(q * candidates) highest scores, above the threshold.
 
-    scores: [M, M]; they are detached here. q: share of the candidates in [0, 1). exclude: int64 [M], the other view of
-    each anchor, which is no candidate; nor is the anchor itself. Views are chosen one by one: of a candidate's two views
-    one may go and the other stay.
+    scores: [M, M]; they are detached here. q: share of the candidates in [0, 1). exclude: int64 [M] or [M, v - 1], the
+    other views of each anchor, which are no candidates; nor is the anchor itself. Views are chosen one by one: of a
+    candidate's views one may go and the others stay.
 
     Raises: BadInput for a share out of range, or scores that are NaN.
     """
@@ -68,9 +68,9 @@ def select_false_negatives(
         raise bad("q", q, "a share in [0, 1)")
     closed = torch.eye(m, dtype=torch.bool, device=scores.device)
     if exclude is not None:
-        closed.scatter_(1, exclude[:, None], True)
+        closed.scatter_(1, exclude.view(m, -1), True)
     found = torch.zeros_like(closed)
-    k = int(q * (m - 1 - (exclude is not None)) + 1e-9)
+    k = int(q * (m - int(closed[0].sum())) + 1e-9)
     if k == 0:
         return found
     s = scores.detach().float().masked_fill(closed, -torch.inf)

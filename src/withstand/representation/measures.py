@@ -77,8 +77,8 @@ def class_geometry(z: Tensor, labels: Tensor) -> dict[str, float]:
 
 
 def representation_measures(z: Tensor, labels: Tensor) -> dict[str, float]:
-    """`class_geometry` and `uniformity` of features [N, d]."""
-    return {**class_geometry(z, labels), "uniformity": uniformity(z)}
+    """`class_geometry`, `uniformity` and `effective_rank` of features [N, d], as unit vectors."""
+    return {**class_geometry(z, labels), "uniformity": uniformity(z), "effective_rank": effective_rank(_unit(z))}
 
 
 def effective_rank(z: Tensor) -> float:

@@ -9,7 +9,7 @@ from withstand.models.feature_encoder import FeatureEncoder
 from withstand.protocols import Batch, Dataset
 from withstand.random import Rows
 from withstand.registry import component
-from withstand.representation.encoders import EncoderRecipe, say_uniformity
+from withstand.representation.encoders import EncoderRecipe, say_spread
 from withstand.representation.simclr import needs
 from withstand.training.recipe import Step
 
@@ -55,7 +55,7 @@ class SimSiam(EncoderRecipe):
     def loss(self, system: Any, batch: Batch, step: Step) -> Tensor:
         first, second = batch.extra["views"].chunk(2)
         z1, z2 = system(first), system(second)  # one after the other: batch norm sees one view at a time
-        say_uniformity(step, z1)
+        say_spread(step, z1)
         return -(towards(system.predictor(z1), z2) + towards(system.predictor(z2), z1)) / 2
 
 
