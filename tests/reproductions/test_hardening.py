@@ -7,7 +7,7 @@ import pytest
 
 from withstand.registry import parse
 from withstand.reproductions import available
-from withstand.reproductions.arms import TRAINER, Arm, measure_arms, right, row
+from withstand.reproductions.arms import Arm, measure_arms, right, row
 from withstand.reproductions.probes import domain_probe
 from withstand.reproductions.runner import judge
 from withstand.training import Trainer
@@ -32,7 +32,16 @@ def test_every_scale_says_what_its_arms_need(module):
     for settings in module.SCALES.values():
         for arm in module.ARMS.values():
             parse(arm.recipe.format(**settings), "recipe")
-            Trainer(**{k: settings[k] for k in TRAINER if k in settings} | dict(arm.trainer))
+            Trainer(**arm.settings(settings))
+
+
+def test_an_arms_own_augmentation_follows_that_of_the_scale():
+    arm = Arm("standard", {"augment": "mixup(1.0)", "batch": 7})
+    settings = arm.settings({"augment": "crop_flip(4)", "epochs": 3, "batch": 5, "eps": 0.1})
+    assert settings == {"augment": ("crop_flip(4)", "mixup(1.0)"), "epochs": 3, "batch": 7}
+    assert [a.component_name for a in Trainer(**settings).augment] == ["crop_flip", "mixup"]
+    assert Trainer(**arm.settings({})).augment == Trainer(augment="mixup(1.0)").augment
+    assert Trainer(**Arm("standard").settings({})).augment == ()
 
 
 def test_every_claim_is_of_arms_that_are_measured(module, monkeypatch):

@@ -26,11 +26,17 @@ CORRUPTIONS = ("gaussian_noise", "defocus_blur", "brightness", "contrast", "pixe
 @dataclass(frozen=True)
 class Arm:
     """recipe: its text, in which {eps}, {attack}, ... stand for settings of the scale. trainer: settings of its own beside
-    those of the scale. network: a name of the zoo where it differs."""
+    those of the scale, whose augmentations its own follow. network: a name of the zoo where it differs."""
 
     recipe: str
     trainer: Mapping[str, Any] = field(default_factory=dict)
     network: str | None = None
+
+    def settings(self, scale: Mapping[str, Any]) -> dict[str, Any]:
+        """Those of its trainer."""
+        shared = {k: scale[k] for k in TRAINER if k in scale}
+        augment = [text for text in (shared.get("augment"), self.trainer.get("augment")) if text]
+        return {**shared, **self.trainer, "augment": tuple(augment)}
 
 
 def digits_scales(**changes: Any) -> dict[str, dict[str, Any]]:
@@ -80,7 +86,7 @@ def measure_arms(
         progress(f"{name}: training")
         own = arm.network or settings["network"]
         network = fresh(settings.get("networks", {}).get(own, own), len(learn.classes), seed)
-        trainer = Trainer(**{k: settings[k] for k in TRAINER if k in settings} | dict(arm.trainer))
+        trainer = Trainer(**arm.settings(settings))
         recipe = parse(arm.recipe.format(**settings), "recipe")
         hardened = harden(network, learn, recipe, trainer=trainer, seed=seed, name=name)
         progress(f"{name}: judging")
