@@ -52,7 +52,7 @@ class Features(nn.Module):
 def embedder(recipe: str, rate: float, s: Mapping[str, Any], seed: int) -> nn.Module:
     """What a recipe makes of the network that has learned CIFAR-10, on the cars that are seen. rate: the learning rate."""
     trainer = Trainer(
-        epochs=s["epochs"], batch=s["batch"], sampler="m_per_class(8)", optimizer=f"adam({rate})", schedule="constant",
+        epochs=s["epochs"], batch=s["batch"], sampler=s["sampler"], optimizer=f"adam({rate})", schedule="constant",
         augment=("crop_flip(4)",), accelerator=s.get("accelerator", "cpu"),
     )  # fmt: skip
     data = photographs("seen", s["size"])

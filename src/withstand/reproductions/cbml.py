@@ -10,7 +10,9 @@ Judged are the last weights: Recall@1 of all test images, each among all others,
 the space between classes.
 
 Cars ("cars / ...", 20 models of cars learned from, searches among 20 others): as in the paper, networks begin with weights
-(of CIFAR-10; there of ImageNet) and batch norm stays frozen, for all losses alike. RATES
+(of CIFAR-10; there of ImageNet) and batch norm stays frozen, for all losses alike; "cars / before" is what they begin with.
+The learning rate of each loss, 1e-3 or 3e-4, is that by which a network that learned from 12 of the 20 models found more
+cars among the other 8 (Recall@1 after as many steps, mean of the last 12 of them, one seed).
 
 The paper trains networks with ImageNet weights and frozen batch norm, where the loss does not have to build the features.
 """
@@ -40,11 +42,12 @@ ARMS = {
 }
 SCALES: dict[str, dict[str, Any]] = {
     "smoke": {"size": 14, "drawers": 8, "width": 8, "dim": 16, "epochs": 1, "optimizer": "adam(1e-3)", "test": 4,
-              "cars": {"size": 16, "dim": 16, "epochs": 1, "batch": 64}},
+              "cars": {"size": 16, "dim": 16, "epochs": 1, "batch": 64, "sampler": "m_per_class(8)"}},
     "cpu": {"size": 14, "drawers": 20, "width": 32, "dim": 64, "epochs": 12, "optimizer": "adam(1e-3)", "test": 20,
-            "cars": {"size": 32, "dim": 64, "epochs": 6, "batch": 64}},
+            "cars": {"size": 32, "dim": 64, "epochs": 8, "batch": 64, "sampler": "m_per_class(8)"}},
     "gpu": {"size": 28, "drawers": 20, "width": 64, "dim": 512, "epochs": 50, "optimizer": "adam(1e-3)", "test": 20,
-            "accelerator": "cuda", "cars": {"size": 64, "dim": 512, "epochs": 60, "batch": 120, "accelerator": "cuda"}},
+            "accelerator": "cuda", "cars": {"size": 64, "dim": 512, "epochs": 60, "batch": 120, "sampler": "m_per_class(8)",
+                                            "accelerator": "cuda"}},
 }  # fmt: skip
 LABELLED = ("Balinese", "Early_Aramaic")
 PSEUDO = {
@@ -52,11 +55,11 @@ PSEUDO = {
     "pseudo / multi_similarity": "cbml('multi_similarity', clusters={clusters}, dim={dim})",
 }
 CARS = {
-    "cars / contrastive": ("cbml('contrastive', norm='frozen', dim={dim})", 1e-3),
+    "cars / contrastive": ("cbml('contrastive', norm='frozen', dim={dim})", 3e-4),
     "cars / triplet": ("cbml('triplet', norm='frozen', dim={dim})", 1e-3),
     "cars / multi_similarity": ("cbml('multi_similarity', norm='frozen', dim={dim})", 1e-3),
     "cars / proxy_anchor": ("cbml('proxy_anchor', norm='frozen', dim={dim})", 1e-3),
-    "cars / cbml": ("cbml(norm='frozen', dim={dim})", 1e-3),
+    "cars / cbml": ("cbml(norm='frozen', dim={dim})", 3e-4),
     "cars / cbml w=0.01": ("cbml(cbml_loss(var_weight=0.01), norm='frozen', dim={dim})", 1e-3),
     "cars / cbml w=0": ("cbml(cbml_loss(var_weight=0), norm='frozen', dim={dim})", 1e-3),
 }
