@@ -27,6 +27,8 @@ AVERAGED = QUICK | {"averaging": "ema(0.9)"}
 def begun(text):
     recipe = parse(text, "recipe")
     system = recipe.setup(cnn(), images(8), Rows.count(0, 8)).train()
+    for rates in system.rates.values():
+        rates.values.copy_(Rows.count(0, len(rates.values)).uniform((17,), "rates", low=0.3))
     average = Average(EMA(0.9), system)
     with torch.no_grad():
         for name, t in average.state.items():  # other weights than the system's own
