@@ -2,7 +2,7 @@
 
 The quantity that the method aims at is accuracy under the worst of several strong augmentations. All arms of an experiment
 see the same labels, the same batches and as many steps; one FixMatch has as many steps as its forward passes cost what
-three variants do. Networks are small: on the large scale WideResNet-28-2 with ReLU and torch's batch norm, where the
+three variants do, and one learns the strengths of its augmentation. Networks are small: on the large scale WideResNet-28-2 with ReLU and torch's batch norm, where the
 official one has leaky ReLU and slow batch statistics.
 """
 
@@ -43,7 +43,7 @@ _DIGITS = {
 }  # fmt: skip
 _FASHION = {
     "data": "fashion_mnist", "size": 14, "network": "mnist_bn_cnn", "train": 20_000, "test": 1000, "batch": 80, "mu": 4,
-    "epochs": 5, "lr": 0.03, "ema": 0.99, "weak": "crop_flip(2)", "strong": "[crop_flip(2), randaugment, cutout(0.5)]",
+    "epochs": 4, "lr": 0.03, "ema": 0.99, "weak": "crop_flip(2)", "strong": "[crop_flip(2), randaugment, cutout(0.5)]",
     "learned": "[crop_flip(2), ctaugment, cutout(0.5)]", "channels_last": True,
 }  # fmt: skip
 _CIFAR = {
