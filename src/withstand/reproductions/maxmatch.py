@@ -2,8 +2,8 @@
 
 The quantity that the method aims at is accuracy under the worst of several strong augmentations. All arms of an experiment
 see the same labels, the same batches and as many steps; one FixMatch has as many steps as its forward passes cost what
-three variants do, and one learns the strengths of its augmentation. Networks are small: on the large scale WideResNet-28-2 with ReLU and torch's batch norm, where the
-official one has leaky ReLU and slow batch statistics.
+three variants do, and one learns the strengths of its augmentation. Networks are small: on the large scale
+WideResNet-28-2 with ReLU and torch's batch norm, where the official one has leaky ReLU and slow batch statistics.
 """
 
 from collections.abc import Callable, Mapping
