@@ -146,6 +146,10 @@ def test_a_teacher_needs_an_average():
         parse("fixmatch(teacher=other)", "recipe")
 
 
+def test_spread_weights_have_no_such_passes():
+    assert [parse(f"fixmatch({t})", "recipe").shards for t in ("", TAUGHT, LEARNING)] == [True, False, False]
+
+
 # CTAugment -----------------------------------------------------------------------------------------------
 
 
