@@ -27,6 +27,8 @@ AVERAGED = QUICK | {"averaging": "ema(0.9)"}
 def begun(text):
     recipe = parse(text, "recipe")
     system = recipe.setup(cnn(), images(8), Rows.count(0, 8)).train()
+    for rates in system.rates.values():
+        rates.values.copy_(Rows.count(0, len(rates.values)).uniform((17,), "rates", low=0.3))
     average = Average(EMA(0.9), system)
     with torch.no_grad():
         for name, t in average.state.items():  # other weights than the system's own
@@ -142,6 +144,10 @@ def test_a_teacher_needs_an_average():
         Trainer(**QUICK).fit(recipe, cnn(), images())
     with pytest.raises(BadInput):
         parse("fixmatch(teacher=other)", "recipe")
+
+
+def test_spread_weights_have_no_such_passes():
+    assert [parse(f"fixmatch({t})", "recipe").shards for t in ("", TAUGHT, LEARNING)] == [True, False, False]
 
 
 # CTAugment -----------------------------------------------------------------------------------------------

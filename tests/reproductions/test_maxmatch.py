@@ -8,6 +8,7 @@ from withstand.registry import parse
 from withstand.reproductions import maxmatch as system
 from withstand.reproductions.runner import judge, values
 from withstand.training import Trainer
+from withstand.training.augment import CTAugment, RandAugment
 
 SMALL = {"train": 100, "test": 30, "batch": 25, "labels": 2, "network": "digits_cnn"}
 
@@ -18,7 +19,7 @@ def test_all_claims_can_be_judged(monkeypatch):
     rows = system.measure("smoke", 0, told.append)["rows"]
     for claim in system.CLAIMS:
         assert judge(claim, [rows])["verdict"] in ("shown", "not shown", "inconclusive")
-    assert len(told) == 3 * len(system.ARMS) + 1
+    assert len(told) == 3 * len(system.ARMS) + 2
     found = {(r["arm"], r["metric"]): values(r) for r in rows}
     for arm, metric in found:
         if metric == system.WORST:
@@ -38,6 +39,18 @@ def test_every_scale_says_what_its_arms_need():
             if s["longer"] and s["epochs"] > 1:  # steps times passes are those of three variants
                 passes = {k: s["batch"] // (1 + s["mu"]) * (1 + (1 + k) * s["mu"]) for k in (1, 3)}
                 assert s["longer"] * passes[1] == pytest.approx(s["epochs"] * passes[3], rel=0.02)
+
+
+def test_the_arm_with_learned_strengths_differs_in_them_alone():
+    for experiments in system.SCALES.values():
+        s = experiments[system.LEARNS]
+        learned, usual = (
+            parse(system.ARMS["fixmatch"].format(**s | {"strong": s[which]}), "recipe").strong
+            for which in ("learned", "strong")
+        )
+        assert CTAugment() in learned
+        if RandAugment() in usual:
+            assert tuple(RandAugment() if a == CTAugment() else a for a in learned) == usual
 
 
 def test_all_models_are_judged_by_the_same_draws():

@@ -15,7 +15,7 @@ from withstand.training import Step
 from withstand.training.augment import CTAugment, Cutout
 from withstand.training.augment import ctaugment as module
 from withstand.training.augment.ctaugment import BINS, POOL, Rates
-from withstand.training.augment.randaugment import apply
+from withstand.training.augment.randaugment import GEOMETRIC, apply
 
 SIDE = 16
 NAMES = tuple(POOL)
@@ -82,6 +82,7 @@ def drawn(monkeypatch):
     made = []
 
     def spy(names, x, how, signed, pool, degrees):
+        assert degrees == 45
         made.append((np.array([NAMES.index(name) for name in names]), how, signed))
         return x
 
@@ -110,6 +111,8 @@ def test_operations_come_alike_and_strengths_from_bins_by_their_chance(drawn):
             assert counts == pytest.approx(expected, abs=0.05)
             assert (counts[expected == 0] < 0.002).all()  # rounding may cross the border of a bin
             met.append(place % 1)
+            if bins > 1:
+                assert abs(np.corrcoef(place.floor(), place % 1)[0, 1]) < 0.1
     within = torch.cat(met)
     assert float(within.mean()) == pytest.approx(0.5, abs=0.02)
     assert float(within.std()) == pytest.approx(12**-0.5, abs=0.02)
@@ -219,7 +222,8 @@ def test_an_operation_is_the_official_one_at_that_strength(name):
     theirs = [reference(name, p, float(h[0]), (float(h[1]), float(h[2]))) for p, h in zip(pictures, how, strict=True)]
     expected = torch.stack([torch.from_numpy(np.array(p)).permute(2, 0, 1) / 255 for p in theirs])
     inner = (..., slice(1, -1), slice(1, -1)) if name == "rescale" else ...  # theirs does not look beyond the cut
-    assert ((ours - expected)[inner].abs() > 0.015).float().mean() < 0.02
+    between = 0.02 if name in GEOMETRIC else 0.001  # pixels exactly between two others may fall to either side
+    assert ((ours - expected)[inner].abs() > 0.015).float().mean() < between
     changed = ((ours - x).abs() > 0.02).flatten(1).any(1).float().mean()
     assert changed == 0 if name == "identity" else changed > 0.5
 

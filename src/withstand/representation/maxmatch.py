@@ -162,6 +162,11 @@ class FixMatch(FewLabels):
         if not 0 <= self.lambda_u < math.inf:
             raise bad("lambda_u", self.lambda_u, "a finite weight >= 0")
 
+    @property
+    def shards(self) -> bool:  # type: ignore[override]
+        """Passes of the averaged weights need them whole."""
+        return self.teacher == "self" and not self._learning()
+
     def plan(self, step: Step) -> tuple[int, Reduce]:
         """How many strong variants this step makes, and what is learned of them."""
         return 1, "max"
@@ -185,8 +190,8 @@ class FixMatch(FewLabels):
         if self.teacher == "self":
             return made
         if step.averaged is None:
-            mend = "Give the trainer averaging='ema(0.999)', and not strategy='fsdp'."
-            raise bad("teacher", "eman", "'self' where the trainer keeps no average of the weights in one piece", mend)
+            mend = "Give the trainer averaging='ema(0.999)'."
+            raise bad("teacher", "eman", "'self' where the trainer keeps no average of the weights", mend)
         logits = step.averaged(made.x[weak])
         taught = logits.new_zeros(len(made), logits.shape[1])
         taught[weak] = logits
@@ -277,8 +282,7 @@ class MaxMatch(FixMatch):
     its start and takes in the batch statistics (see `ema`); strengths are those of `randaugment`; and the length is the
     trainer's, where the official one is 2^20 steps. SVHN's images are not mirrored there: `crop_flip(4, flip=False)`.
     ImageNet has tau 0.7, lambda_u 10, mu 5 and a schedule of its own (docs/semi_supervised.md); weight decay is on all
-    weights there. Of the paper, the abstract and the official code were at hand; its tables were
-    not.
+    weights there. Of the paper, the abstract and the official code were at hand; its tables were not.
 
     Reference: Jiang, Li, Chen, He, Xu, Yang, Cao, Huang, "MaxMatch: Semi-Supervised Learning with Worst-Case Consistency",
     2022, arXiv 2209.12611.
