@@ -2,7 +2,9 @@
 
 "bare": ResNet-20, two views of each image by torchvision's transforms, one image after another, as data loaders do it;
 NT-Xent, SGD. "bare, our views": the same loop with the views that withstand draws, so that the rest of a step shows.
-"afnc" removes a tenth of the candidates as false negatives. Rounds of the arms alternate; medians are kept.
+"afnc" removes a tenth of the candidates as false negatives. "acl" and "advcl" attack in five steps; beside them stand the
+bare passes that their definitions have, on images that lie ready: five of two views there, and two attacks, four views for
+what stands still, and five views to learn from here. Rounds of the arms alternate; medians are kept.
 
     python benchmarks/contrastive.py [--quick]
 """
@@ -26,6 +28,7 @@ from withstand.models.zoo.table import find
 from withstand.protocols import Batch
 from withstand.random import Rows
 from withstand.registry import parse
+from withstand.representation.clusters import with_clusters
 from withstand.training import SGD, Trainer
 from withstand.training.recipe import Step
 
@@ -43,6 +46,10 @@ def main(out: Path = RESULTS, quick: bool = False) -> dict[str, Any]:
         "withstand afnc": ours("contrastive('fnc')", x, batch),
         "bare": bare(x, batch, singly),
         "bare, our views": bare(x, batch, together),
+        "withstand acl": ours("acl", x, batch),
+        "bare passes of acl": passes(x, batch, attacked=(2,), learned=(2, 2)),
+        "withstand advcl": ours("advcl(clusters=(2, 10))", x, batch),
+        "bare passes of advcl": passes(x, batch, still=4, attacked=(1, 1), learned=(1, 1, 1, 1, 1)),
     }
     for train in arms.values() if not quick else ():
         train()  # loads code, which is not what a step costs
@@ -57,6 +64,8 @@ def main(out: Path = RESULTS, quick: bool = False) -> dict[str, Any]:
         ("withstand simclr", "bare"),
         ("withstand simclr", "bare, our views"),
         ("withstand afnc", "withstand simclr"),
+        ("withstand acl", "bare passes of acl"),
+        ("withstand advcl", "bare passes of advcl"),
     ]
     ratios = {f"{a} / {b}": round(seconds[a] / seconds[b], 3) for a, b in pairs}
     result = {"network": NETWORK, "batch": batch, "steps": STEPS, "seconds": seconds, "ratios": ratios}
@@ -69,6 +78,8 @@ def main(out: Path = RESULTS, quick: bool = False) -> dict[str, Any]:
 
 def ours(recipe: str, x: Tensor, batch: int) -> Callable[[], None]:
     data, made = from_arrays(x.numpy(), None), parse(recipe, "recipe")
+    if hasattr(made, "clusters"):  # made once, before the first step
+        data = with_clusters(find(NETWORK).build(10), data, made.clusters, 0)
     trainer = Trainer(epochs=1, batch=batch, optimizer=SGD(0.01), schedule="constant", accelerator="cpu")
     return lambda: trainer.fit(made, find(NETWORK).build(10), data) and None
 
@@ -87,6 +98,31 @@ def bare(x: Tensor, batch: int, views: Callable[[Tensor, int], Tensor]) -> Calla
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
+
+    return train
+
+
+def passes(
+    x: Tensor, batch: int, attacked: tuple[int, ...], learned: tuple[int, ...], still: int = 0
+) -> Callable[[], None]:
+    """Passes alone, of so many views each: forward, five with the gradient of the input, and those to learn from."""
+
+    def train() -> None:
+        model = find(NETWORK).build(10).train()
+        optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9)
+        for part in x.split(batch):
+            model.eval().requires_grad_(False)
+            for _ in range(still):
+                model(part)
+            for views in attacked:
+                point = torch.cat([part] * views)
+                for _ in range(5):
+                    point = point.detach().requires_grad_(True)
+                    torch.autograd.grad(model(point).sum(), point)
+            model.train().requires_grad_(True)
+            torch.cat([model(torch.cat([part] * views)) for views in learned]).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
 
     return train
 

@@ -4,7 +4,7 @@ Step: WideResNet-28-2, 4 labelled and 28 unlabelled CIFAR-sized images, three st
 pass. The bare loop makes that pass, its loss, backward pass and optimiser step on images that lie ready. Measured without
 augmentations, which is what the library itself adds, and with the default ones. RandAugment: two operations on every
 image, ours on a batch, torchvision's one image after another (its way to draw for each image), on tensors of bytes and on
-PIL images. Medians of processor time in rounds that alternate.
+PIL images; and CTAugment, whose strengths are learned. Medians of processor time in rounds that alternate.
 
     python benchmarks/few_labels.py [--quick]
 """
@@ -29,7 +29,8 @@ from withstand.protocols import Batch
 from withstand.random import Rows
 from withstand.representation.maxmatch import MaxMatch
 from withstand.training import SGD, Step, Trainer
-from withstand.training.augment import RandAugment
+from withstand.training.augment import CTAugment, RandAugment
+from withstand.training.augment.ctaugment import Rates
 from withstand.training.feed import micro_batches
 from withstand.training.loop import Loop
 
@@ -98,10 +99,12 @@ def randaugment(images: int, rounds: int) -> dict[str, Any]:
     photos = [V.to_pil_image(image) for image in levels]
     theirs = v2.RandAugment(num_ops=2)
     made, at = RandAugment(share=1.0), Step(0, 1, 0, 1, 0, Rows.count(0, images))
+    learning = CTAugment().bound(Rates())
     with torch.random.fork_rng():
         times = alternating(
             {
                 "withstand": lambda: made(Batch(x), at, 10),
+                "ctaugment": lambda: learning(Batch(x), at, 10),
                 "torchvision_bytes": lambda: [theirs(image) for image in levels],
                 "torchvision_pil": lambda: [theirs(photo) for photo in photos],
             },
@@ -111,7 +114,7 @@ def randaugment(images: int, rounds: int) -> dict[str, Any]:
     return {
         "images": images,
         **{f"{name}_us_per_image": round(1e6 * t / images, 1) for name, t in times.items()},
-        **{f"ratio_to_{name}": round(ours / t, 3) for name, t in times.items() if name != "withstand"},
+        **{f"ratio_to_{name}": round(ours / t, 3) for name, t in times.items() if name.startswith("torchvision")},
     }
 
 

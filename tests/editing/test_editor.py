@@ -162,6 +162,18 @@ def test_other_pictures_lend_their_scene(picture):
     assert seen == {0.25, 0.5}
 
 
+def test_pictures_whose_object_is_not_found_lend_no_scene(picture):
+    image, mask = picture
+    lost, plain = torch.full((3, 50, 50), 0.5), torch.full((3, 50, 50), 0.25)
+    editor = ObjectEditor(segmenter=lambda _: torch.zeros(50, 50))
+    for key in range(6):
+        found = editor.edit(image, mask, "random_background", key=key, others=[(lost, None), plain])
+        assert (found.image[:, ~mask] == 0.25).all()
+    alone = editor.edit(image, mask, "random_background", others=[(lost, None)])
+    assert not (alone.image[:, ~mask] == 0.5).any()
+    assert alone.image[:, ~mask].std() > 0
+
+
 @pytest.mark.parametrize("kind", ["cloud", "cells", "waves"])
 def test_textures_are_random_pictures_in_range(kind):
     made = [texture(40, 56, torch.Generator().manual_seed(s), kind) for s in (0, 0, 1)]

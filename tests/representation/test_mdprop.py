@@ -87,6 +87,37 @@ def test_one_loss_is_taken_on_all_embeddings_with_the_original_labels(strokes):
     assert value.item() == pytest.approx(system.metric_loss(z, torch.cat([batch.y, batch.y])).item(), abs=1e-5)
 
 
+def test_norms_learn_at_rates_of_their_own(strokes):
+    recipe, system, _, _ = made(strokes, metric_loss="proxy_anchor", proxy_rate=7.0, norm_rates=(0.5, 0.01))
+    found = recipe.optimizers(system, lambda p: torch.optim.Adam(p, lr=0.1))["main"].param_groups
+    names = {id(p): name for name, p in system.named_parameters()}
+    by_rate = {round(g["lr"], 6): sorted(names[id(p)] for p in g["params"]) for g in found}
+    of = {rate: [n for n in names.values() if any(f".{b}." in n for b in branches)] for rate, branches in
+          ((0.05, ["main"]), (0.001, ["single", "multi"]))}  # fmt: skip
+    assert len(of[0.05]) == 4  # two norms with scale and shift
+    assert by_rate[0.05] == sorted(of[0.05])
+    assert by_rate[0.001] == sorted(of[0.001])
+    assert by_rate[0.7] == ["metric_loss.loss.proxies"]
+    assert sorted(by_rate[0.1]) == sorted({*names.values()} - {*of[0.05], *of[0.001], "metric_loss.loss.proxies"})
+    assert sum(len(g["params"]) for g in found) == len(names)
+
+
+def test_norms_at_a_rate_of_zero_stay_as_they_are(strokes):
+    recipe, system, batch, step = made(strokes, norm_rates=(1.0, 0.0))
+    before = {name: p.clone() for name, p in system.named_parameters()}
+    optimizer = recipe.optimizers(system, lambda p: torch.optim.Adam(p, lr=0.01))["main"]
+    recipe.loss(system, recipe.craft(system, batch, step), step).backward()
+    optimizer.step()
+    moved = {name for name, p in system.named_parameters() if not torch.equal(p, before[name])}
+    assert moved == {name for name in before if ".single." not in name and ".multi." not in name}
+
+
+def test_without_rates_of_their_own_all_learn_in_one_group(strokes):
+    recipe, system, _, _ = made(strokes)
+    groups = recipe.optimizers(system, lambda p: torch.optim.Adam(p, lr=0.1))["main"].param_groups
+    assert [len(g["params"]) for g in groups] == [len([*system.parameters()])]
+
+
 def test_without_kinds_it_is_its_base_bit_for_bit(strokes):
     base = trained(Metric(dim=5), strokes).last
     assert same(trained(MDProp(dim=5, kinds=()), strokes).last, base)
@@ -155,6 +186,9 @@ def test_networks_without_batch_norm_are_refused_unless_norms_are_shared(strokes
         ({"kinds": (("a b", 1),)}, "letters"),
         ({"attack": "pgd(linf(0.1), mode='train')"}, "eval"),
         ({"attack": "ask(linf(0.1))"}, "objective"),
+        ({"norm_rates": (1.0, -1.0)}, "norm_rates"),
+        ({"norm_rates": (1.0, 0.01), "norms": "shared"}, "own"),
+        ({"norm_rates": (1.0, 0.01), "kinds": ()}, "own"),
         ({"attack": "pgd(linf(-0.1))"}, "eps"),
     ],
 )

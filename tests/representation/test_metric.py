@@ -3,16 +3,19 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from tests.representation.by_hand import multi_similarity
 from tests.representation.conftest import cnn, trained
 from withstand.data.arrays import from_arrays
 from withstand.errors import BadInput, Diverged
 from withstand.hardening.sam import SAM
+from withstand.models import Normalised
 from withstand.random import Rows
 from withstand.representation.cbml import CBML
 from withstand.representation.clusters import clustered
 from withstand.representation.losses import PML, S2SD, CBMLLoss
+from withstand.representation.mdprop import MDProp
 from withstand.representation.metric import Metric
 from withstand.training.recipe import Step
 
@@ -51,6 +54,47 @@ def test_proxies_learn_at_a_rate_of_their_own(strokes):
     assert [g["lr"] for g in made.param_groups] == pytest.approx([0.01, 0.07])
     assert made.param_groups[1]["params"] == [system.metric_loss.loss.proxies]
     assert len(recipe.finish(system).state_dict()) == len(recipe.deploy(cnn(), strokes.space).state_dict())
+
+
+def test_s2sd_reads_the_mean_and_the_maximum_of_the_map_where_it_is_told(strokes):
+    settings = {"dims": (6,), "weight": 2, "feature_weight": 3, "delay": 0}
+    values = {}
+    for pooling in ("mean", "mean_and_max"):
+        recipe = Metric(S2SD(CBMLLoss(), pooling=pooling, **settings), dim=5)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            system = recipe.setup(cnn(), strokes, Rows.count(0, 48)).train()
+        batch = strokes.batch(range(16))
+        values[pooling] = recipe.loss(system, batch, step_of(16)).item()
+        pixels = system.model.backbone[:6](batch.x)  # up to the map
+        pooled = torch.stack(
+            [torch.stack([p.mean() + (p.max() if "max" in pooling else 0) for p in image]) for image in pixels]
+        )
+        z = F.normalize(system.model.head(pixels.mean((2, 3))))
+        assert values[pooling] == pytest.approx(system.metric_loss.eval()(z, batch.y, pooled).item(), abs=1e-4)
+    assert abs(values["mean"] - values["mean_and_max"]) > 1e-3
+
+
+def test_mdprop_and_a_normalised_network_find_the_map(strokes):
+    loss = S2SD(dims=(6,), weight=1, feature_weight=1, delay=0, pooling="mean_and_max")
+    made = trained(MDProp(loss, dim=5, attack="pgd(linf(0.05), steps=1)"), strokes, Normalised(cnn(), (0.5,), (0.5,)))
+    assert made.history[-1]["loss"] > 0
+    assert made.last(strokes.batch([0]).x).shape == (1, 5)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        nn.Sequential(nn.Conv2d(1, 8, 3), nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(8, 3)),
+        nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(72, 3)),
+        nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 3)),
+    ],
+)
+def test_networks_that_do_not_end_in_the_mean_of_a_map_have_no_maximum_to_add(strokes, model):
+    recipe = Metric(S2SD(dims=(6,), pooling="mean_and_max"), dim=5)
+    with pytest.raises(BadInput, match=r"ends in the mean of a map.*pooling='mean'"):
+        recipe.setup(model, strokes, Rows.count(0, 48))
+    Metric(S2SD(dims=(6,)), dim=5).setup(model, strokes, Rows.count(0, 48))
 
 
 def test_the_stats_of_the_loss_are_in_the_history(strokes):

@@ -93,6 +93,95 @@ def test_a_killed_run_measures_only_what_is_missing_and_ends_alike(toy, tmp_path
     assert again == whole
 
 
+class Parted(Toy):
+    """The arms of a toy in two parts, the second of which has settings of its own."""
+
+    def __init__(self, path):
+        super().__init__(path)
+        self.PARTS = {"letters": self.part("letters", 0), "cars": self.part("cars", 1)}
+
+    def part(self, name, which):
+        def measure(scale, seed, progress):
+            if (name, seed) == self.fail_at:
+                raise KeyboardInterrupt
+            rows = self.measure(scale, seed, progress)["rows"][which:]
+            self.measured[-1] = (name, seed)
+            return {"rows": rows[:1]}
+
+        return measure
+
+
+@pytest.fixture
+def parted(tmp_path, monkeypatch):
+    module = Parted(tmp_path / "toy.py")
+    monkeypatch.setattr(runner, "available", lambda: {"toy": "toy"})
+    monkeypatch.setattr(runner, "_module", lambda system: module)
+    return module
+
+
+def test_parts_are_measured_one_by_one_and_judged_together(parted, toy, tmp_path, monkeypatch):
+    whole = reproduce("toy", "cpu", out=tmp_path / "whole")
+    monkeypatch.setattr(runner, "_module", lambda system: parted)
+    parted.fail_at = ("cars", 5)
+    with pytest.raises(KeyboardInterrupt):
+        reproduce("toy", "cpu", out=tmp_path)
+    assert parted.measured == [("letters", 3), ("cars", 3), ("letters", 5)]
+    parted.fail_at = None
+    result = reproduce("toy", "cpu", out=tmp_path)
+    assert parted.measured[3:] == [("cars", 5), ("letters", 8), ("cars", 8)]
+    assert [c["low"] for c in result["claims"]] == [c["low"] for c in whole["claims"]]
+    assert [r["part"] for r in result["rows"][8]] == ["letters", "cars"]
+    assert {part: [*seconds] for part, seconds in result["parts"].items()} == {"letters": [3, 5, 8], "cars": [3, 5, 8]}
+
+
+def test_a_part_that_is_kept_is_not_measured_again(parted, tmp_path):
+    first = reproduce("toy", "cpu", out=tmp_path)
+    path = tmp_path / "toy.cpu.json"
+    recorded = json.loads(path.read_text())
+    for rows in recorded["rows"].values():
+        rows[0]["examples"] = "1" * 200  # what is recorded counts
+        for row in rows:
+            del row["part"]  # recorded before there were parts: all of it is the first
+    recorded["rows"] = {seed: rows[:1] for seed, rows in recorded["rows"].items()}
+    del recorded["parts"]
+    path.write_text(json.dumps(recorded))
+    parted.measured.clear()
+    result = reproduce("toy", "cpu", out=tmp_path, keep=["letters"])
+    assert parted.measured == [("cars", 3), ("cars", 5), ("cars", 8)]
+    assert result["claims"][0]["values"] == [1.0, pytest.approx(first["claims"][0]["values"][1])]
+    again = reproduce("toy", "cpu", out=tmp_path, keep=["letters", "cars"])
+    assert len(parted.measured) == 3
+    assert again["rows"][3] == result["rows"][3]
+
+
+@pytest.mark.parametrize(
+    ("change", "asked", "said"),
+    [
+        (lambda r: r, {"keep": ["carts"]}, "there is no 'carts'. Did you mean cars"),
+        (lambda r: r, {"keep": ["cars"], "seeds": [3, 4]}, "no record of seed 4"),
+        (lambda r: r["versions"].update(torch="1.0"), {"keep": ["cars"]}, "'cars', recorded with other versions"),
+        (lambda r: r["settings"].update(n=7), {"keep": ["letters"]}, "'letters', recorded with other settings"),
+        (lambda r: r["settings"].update(cars={"n": 7}), {"keep": ["cars"]}, "'cars', recorded with other settings"),
+    ],
+)
+def test_only_what_would_be_measured_alike_can_be_kept(parted, tmp_path, monkeypatch, change, asked, said):
+    monkeypatch.setitem(SCALES, "cpu", {"n": 200, "cars": {"n": 3}})
+    reproduce("toy", "cpu", out=tmp_path)
+    recorded = json.loads((tmp_path / "toy.cpu.json").read_text())
+    change(recorded)
+    (tmp_path / "toy.cpu.json").write_text(json.dumps(recorded))
+    with pytest.raises(BadInput, match=said):
+        reproduce("toy", "cpu", out=tmp_path, **asked)
+
+
+def test_settings_of_other_parts_may_change_for_what_is_kept(parted, tmp_path, monkeypatch):
+    monkeypatch.setitem(SCALES, "cpu", {"n": 200, "cars": {"n": 3}})
+    reproduce("toy", "cpu", out=tmp_path)
+    monkeypatch.setitem(SCALES, "cpu", {"n": 200, "cars": {"n": 4}})
+    reproduce("toy", "cpu", out=tmp_path, keep=["letters"])
+    assert parted.measured[6:] == [("cars", 3), ("cars", 5), ("cars", 8)]
+
+
 def test_a_changed_module_or_setting_is_measured_anew(toy, tmp_path, monkeypatch):
     for change in ("text", "settings", "version"):
         toy.measured.clear()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from tests.hardening.conftest import cnn, images
 from tests.training.conftest import Points, net
 from withstand.hardening.awp import AWP
 from withstand.hardening.pgd_at import PGDAT
@@ -27,11 +28,12 @@ RECIPES = {
     "dial": parse(f"dial(attack={ATTACK})", "recipe"),
     "ask_def": parse(f"ask_def(attack={ATTACK}, ask_attack={ATTACK}, per_class=3)", "recipe"),
     "maxmatch": parse("maxmatch(add_noise(0.3), labels=8, weak=add_noise(0.05), tau=0.6)", "recipe"),
+    "ctaugment": parse("fixmatch([ctaugment(decay=0.5)], weak=add_noise(0.05), tau=0.4)", "recipe"),
     "hashing": parse("hashing(loss=dpsh, bits=4)", "recipe"),
     "cgat": parse("cgat(loss=dph, bits=4, attack=pgd(l2(0.3), steps=3))", "recipe"),
     "faat": parse(f"faat(attack={ATTACK}, discriminator=mlp)", "recipe"),
 }
-APART = {False: ("advprop", "dial"), True: ("ask_def",)}
+APART = {False: ("advprop", "dial"), True: ("ask_def", "ctaugment")}
 RUNS = [(name, sync) for name in RECIPES for sync in (False, True) if name not in APART[sync]]
 """Each recipe without and with batch norm, which is synchronised; two have batch norm of their own: branches, a head. In one
 every process passes the same references on, so that the variance of a batch is estimated from fewer different examples."""
@@ -49,6 +51,10 @@ def train(recipe: str, out: str | None = None, devices: int = 1, strategy: str =
         devices=devices,
         strategy=strategy if devices > 1 else "auto",
     )
+    if recipe == "ctaugment":
+        pictures = cnn(norm=False)
+        pictures[-2].p = 0.0  # dropout
+        return trainer.fit(RECIPES[recipe], pictures, images(48), images(48), out=out)
     model = net(norm=settings.get("sync_norm", False))
     points = Points()
     return trainer.fit(RECIPES[recipe], model, points, points, out=out)

@@ -139,7 +139,7 @@ def test_an_operation_of_the_pool_is_fixmatchs_at_that_strength(x, name):
     strength = torch.linspace(0.03, 0.97, N)
     sign = torch.tensor([-1.0, 1.0]).repeat(N // 2)
     expected = torch.stack([reference(name, image, float(s), float(d)) for image, s, d in zip(x, strength, sign)])
-    off = (apply([name] * N, x, strength, sign) - expected).abs() > 1e-3
+    off = (apply([name] * N, x, strength, strength * sign, POOL, 30) - expected).abs() > 1e-3
     assert off.float().mean() < 0.01
 
 
@@ -151,9 +151,10 @@ def test_the_pool_is_fixmatchs():
 def test_mixed_operations_are_each_images_own(x):
     names = ["shear_x", "equalise", "rotate", "identity", "solarise", "equalise", "translate_y", "colour"]
     strength, sign = torch.linspace(0.1, 0.9, N), torch.ones(N)
-    made = apply(names, x, strength, sign)
+    made = apply(names, x, strength, strength * sign, POOL, 30)
     for i, name in enumerate(names):
-        alone = apply([name], x[i : i + 1], strength[i : i + 1], sign[i : i + 1])[0]
+        one = slice(i, i + 1)
+        alone = apply([name], x[one], strength[one], strength[one] * sign[one], POOL, 30)[0]
         assert torch.allclose(made[i], alone, atol=1e-6), name
 
 
@@ -212,7 +213,7 @@ def test_images_without_a_luma_are_refused_whatever_is_drawn():
 def test_what_randaugment_draws_is_independent_and_of_the_whole_range(monkeypatch):
     drawn = []
     path = "withstand.training.augment.randaugment.apply"
-    monkeypatch.setattr(path, lambda names, x, *rest: drawn.append((np.array(names), *rest)) or x)
+    monkeypatch.setattr(path, lambda names, x, s, signed, *_: drawn.append((np.array(names), s, signed.sign())) or x)
     parse("randaugment", "augmentation")(Batch(torch.rand(4000, 1, 2, 2), None), a_step(4000), 3)
     assert len(drawn) == 2
     for names, strength, sign in drawn:

@@ -153,7 +153,16 @@ def run(
             return
         from withstand.audit import audit as run_audit
 
-        test = load_sample(data, "test", limit, size, channels, root, download, series)
+        test = load_sample(
+            data,
+            "unseen" if split == "seen" and made.task != "classification" else "test",
+            limit,
+            size,
+            channels,
+            root,
+            download,
+            series,
+        )
         with progress() as report:
             card = run_audit(
                 {"before": target, "after": after},

@@ -44,7 +44,7 @@ def build(
     std: o.Std = None,
     root: o.Root = None,
     download: o.Download = False,
-    split: Annotated[str, typer.Option(help="The part of the data: test or train.")] = "train",
+    split: o.JudgedSplit = "train",
     limit: o.Limit = None,
     size: o.Size = None,
     channels: o.Channels = None,
@@ -53,7 +53,7 @@ def build(
 ) -> None:
     """Encode a data set and keep it, with the fingerprint of the model that did it.
 
-    For example: withstand index build artefact:runs/mdprop --data cars --out runs/cars-index
+    For example: withstand index build artefact:runs/mdprop --data cars --split unseen --out runs/cars-index
     """
     from withstand import index
     from withstand.cli.console import say

@@ -30,8 +30,12 @@ Root = Annotated[
 Download = Annotated[
     bool, typer.Option("--download", help="Fetch a public data set that is missing (needs the internet).")
 ]
-LearnedSplit = Annotated[str, typer.Option(help="The part of the data to learn from.")]
-JudgedSplit = Annotated[str, typer.Option(help="The part of the data: test or train.")]
+LearnedSplit = Annotated[
+    str, typer.Option(help="The part of the data to learn from: train, or seen for half of the classes.")
+]
+JudgedSplit = Annotated[
+    str, typer.Option(help="The part of the data: test, train, or unseen for the classes that seen leaves out.")
+]
 Limit = Annotated[int | None, typer.Option(min=1, help="Use so many examples only, of each class its share.")]
 Size = Annotated[int | None, typer.Option(min=1, help="Side in pixels that images are brought to.")]
 Channels = Annotated[int | None, typer.Option(help="1 or 3, to change between grey and RGB.")]

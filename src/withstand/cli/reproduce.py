@@ -15,6 +15,10 @@ def run(
     record: Annotated[
         bool, typer.Option("--record", help="Write to the results that ship with the package instead.")
     ] = False,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PART", help="Take this part from the recorded result; repeatable. Needs one system."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
     """Measure the claims of the papers again, with the baseline beside each, and say whether they show.
@@ -29,12 +33,14 @@ def run(
 
     if every == (system is not None):
         raise bad("SYSTEM", "both a system and --all" if every else "nothing", "a system, or --all")
+    if keep and every:
+        raise bad("--keep", "with --all", "parts of one system")
     results: list[dict[str, Any]] = []
     with resumable("The same command continues."):
         for name in sorted(available()) if system is None else [system]:
             say(f"{name}, scale {scale}")
             try:
-                results.append(reproduce(name, scale, seeds, None if record else out, progress=say))
+                results.append(reproduce(name, scale, seeds, None if record else out, say, keep or ()))
             except BadInput as error:
                 if system is not None or not str(error).startswith("scale:"):
                     raise

@@ -13,6 +13,7 @@ from withstand.data.arrays import array_source, from_arrays, npz_arrays, npz_sou
 from withstand.data.catalogue import Entry
 from withstand.data.compact import omniglot, zip_source
 from withstand.data.folders import Classes, folder_source
+from withstand.data.halves import HALVES, halved
 from withstand.data.images import ArraySource, Images, PhotoSource
 from withstand.data.photos import Fit
 from withstand.data.series import Scaling, Series, archive_source, from_series, series_source
@@ -45,8 +46,10 @@ def load_data(
     Time series come as [N, C, T], every channel of every series with mean 0 and deviation 1 (`from_series` for others).
 
     root: folder of the named sets; default $WITHSTAND_DATA, else ~/.cache/withstand/data. A complete public layout is
-    preferred to a compact file. split: "train" or "test"; sets of one part give all of it for "test". limit: use so
-    many, from the start of the split; with a seed, from a random order in which each class keeps its share.
+    preferred to a compact file. split: "train" or "test"; sets of one part give all of it for "test". Or, for zero-shot
+    experiments, half of the classes: "seen", the first half in label order, and "unseen", the others; of the whole of a set
+    of one part, else of the training part and of the test part (which must then have the same classes).
+    limit: use so many, from the start of the split; with a seed, from a random order in which each class keeps its share.
     ids are always positions in the whole split.
     size: side in pixels; needed where photographs differ in shape. channels: 1 or 3, to change between grey and RGB.
     classes: names or number of classes of an `.npz`; for a folder, see `folder_source`. layout: "nhwc" or "nchw" for an
@@ -70,7 +73,7 @@ def load_data(
             return _npz(path, split, limit, seed, size, channels, classes, layout, series)
         if series is not None:
             raise bad("series", repr(series), f"None for {path}", "Own series come as an .npz.") from None
-        source = _from_path(path, split, fit, channels, classes)
+        source = halved(_from_path(path, HALVES.get(split, split), fit, channels, classes), split, str(path))
         return Images.of(path.stem if path.is_file() else path.resolve().name, source, limit, seed, str(path))
     if series is not None and not entry.series:
         raise bad("series", repr(series), f"None for {entry.name}, a set of images")
@@ -82,7 +85,7 @@ def load_data(
     if entry.series:
         return _series(entry, root, split, limit, seed, size=size, channels=channels, download=download or None)
     source, where = _named(entry, root, split, size, channels, download)
-    return Images.of(entry.name, source, limit, seed, where)
+    return Images.of(entry.name, halved(source, split, entry.name), limit, seed, where)
 
 
 def data_root(root: str | os.PathLike[str] | None = None) -> Path:
@@ -101,9 +104,10 @@ def _npz(
     layout: str | None,
     series: Scaling | None,
 ) -> Images:
-    x, y, classes = npz_arrays(path, split, classes=classes)
+    x, y, classes = npz_arrays(path, HALVES.get(split, split), classes=classes)
     if series is None and x.ndim != 2:
-        source = array_source(x, y, path.name, classes, layout, file=path, size=size, channels=channels)
+        whole = array_source(x, y, path.name, classes, layout, file=path, size=size, channels=channels)
+        source = halved(whole, split, path.name)
         try:
             return Images.of(path.stem, source, limit, seed, str(path))
         except BadInput as error:
@@ -114,7 +118,7 @@ def _npz(
         if value is not None:
             raise bad(argument, repr(value), f"nothing for the time series of {path.name}")
     found = series_source(x, y, path.name, classes, normalise=series != "raw")
-    return Series.of(path.stem, found, limit, seed, str(path))
+    return Series.of(path.stem, halved(found, split, path.name), limit, seed, str(path))
 
 
 def _from_path(path: Path, split: str, fit: Fit, channels: int | None, classes: Any) -> ArraySource | PhotoSource:
@@ -133,11 +137,11 @@ def _named(
     channels: int | None,
     download: bool,
 ) -> tuple[ArraySource | PhotoSource, str]:
-    parts = {"all", "test"} if "all" in entry.compact and not entry.public else {"train", "test"}
-    if split not in parts:
-        raise bad("split", repr(split), " or ".join(f'"{p}"' for p in sorted(parts)) + f" for {entry.name}")
+    whole = "all" in entry.compact and not entry.public
+    part = "all" if whole and split in HALVES else HALVES.get(split, split)
+    _check_split(entry, split, ("all", "test") if whole else ("test", "train"))
     if entry.name == "digits":
-        return _digits(split, size, channels), "scikit-learn"
+        return _digits(part, size, channels), "scikit-learn"
     size = size or entry.size
     base = data_root(root)
     looked = list(_places(entry, base, split))
@@ -147,9 +151,9 @@ def _named(
         if path.exists() and public:
             from withstand.data.public import public_source
 
-            return public_source(entry.name, path, split, size, channels), str(path)
+            return public_source(entry.name, path, part, size, channels), str(path)
         if path.exists():
-            return _compact(entry, path, split, size, channels), str(path)
+            return _compact(entry, path, part, size, channels), str(path)
     raise BadInput(_missing(entry, split, [p for p, _ in looked], base))
 
 
@@ -157,18 +161,25 @@ def _series(entry: Entry, root: Any, split: str, limit: int | None, seed: int | 
     for argument, value in unfit.items():
         if value is not None:
             raise bad(argument, repr(value), f"nothing for the time series of {entry.name}")
-    if split not in {"train", "test"}:
-        raise bad("split", repr(split), f'"test" or "train" for {entry.name}')
+    _check_split(entry, split, ("test", "train"))
     looked = [path for path, _ in _places(entry, data_root(root), split)]
     for path in filter(Path.exists, looked):
-        return Series.of(entry.name, archive_source(path, entry.series, split), limit, seed, str(path))
+        source = archive_source(path, entry.series, HALVES.get(split, split))
+        return Series.of(entry.name, halved(source, split, entry.name), limit, seed, str(path))
     raise BadInput(_missing(entry, split, looked, data_root(root)))
+
+
+def _check_split(entry: Entry, split: str, parts: tuple[str, ...]) -> None:
+    if split not in (*parts, *HALVES):
+        allowed = " or ".join(f'"{p}"' for p in parts) + f" for {entry.name}"
+        raise bad("split", repr(split), f'{allowed}, or half of its classes: "seen" or "unseen"')
 
 
 def _places(entry: Entry, base: Path, split: str) -> list[tuple[Path, bool]]:
     """Where the set may lie, and whether that is its public layout."""
-    places = [(base / entry.public.format(split=split), True)] if entry.public else []
-    if file := entry.compact.get(split) or (entry.compact.get("all") if split != "train" else None):
+    part = HALVES.get(split, split)
+    places = [(base / entry.public.format(split=part), True)] if entry.public else []
+    if file := entry.compact.get(part) or (entry.compact.get("all") if split != "train" else None):
         places += [(base / file, False), (base / Path(file).name, False)]
     return places
 
@@ -198,7 +209,7 @@ def _download(entry: Entry, base: Path, split: str) -> None:
         raise bad("download", True, f"False for {entry.name}, which no downloader offers", "Copy its files by hand.")
     import torchvision.datasets
 
-    train = split == "train"
+    train = HALVES.get(split, split) == "train"
     options: dict[str, Any] = {"train": train}
     if entry.torchvision in ("SVHN", "GTSRB", "DTD"):
         options = {"split": "train" if train else "test"}

@@ -102,7 +102,8 @@ class ObjectEditor:
         background, complexity=20.0: painted anew, above 0 busier, below 0 plainer. remove=False: the object stays in the
             picture while it is painted (and is put back over it); with complexity 0 nothing changes at all then.
         random_background: one of `others`, else a procedural texture. others: pictures [3, h, w] that need no removal, or
-            pairs (picture, mask), whose object is taken out, mask None being looked for; brought to size by covering.
+            pairs (picture, mask), whose object is taken out, mask None being looked for, and which are passed over if
+            none is found; brought to size by covering.
         size, rate=0.05: that share of the picture, or "full". See `resize`.
         position, at="random" or (row, column) of the upper left corner of its box. See `move`.
         direction, degrees=45, counter-clockwise, or "random": 1 to 45 to either side. See `turn`.
@@ -173,19 +174,20 @@ class ObjectEditor:
         return front, shape, scene
 
     def _other(self, others: Sequence[Any], image: Tensor, generator: Generator) -> Tensor:
+        """One of the others without its object; the next one where that is not found, a texture where none is."""
         height, width = image.shape[1:]
-        if not len(others):
-            return texture(height, width, generator).to(image)
-        chosen = others[int(torch.randint(len(others), (), generator=generator))]
-        if isinstance(chosen, Tensor):
-            check_image(chosen, "others")
-            scene = chosen
-        else:
-            picture, mask = chosen
+        first = int(torch.randint(len(others), (), generator=generator)) if len(others) else 0
+        for i in range(len(others)):
+            chosen = others[(first + i) % len(others)]
+            picture, mask = (chosen, None) if isinstance(chosen, Tensor) else chosen
             check_image(picture, "others")
-            found, problem = self.find(picture, mask)
-            scene = picture if problem else remove_object(picture, found, self.filling)
-        return _covering(scene, height, width).to(image)
+            if not isinstance(chosen, Tensor):
+                found, problem = self.find(picture, mask)
+                if problem:
+                    continue
+                picture = remove_object(picture, found, self.filling)
+            return _covering(picture, height, width).to(image)
+        return texture(height, width, generator).to(image)
 
 
 class _Draws:

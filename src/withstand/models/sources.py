@@ -140,11 +140,34 @@ def huggingface(name: str, state: State, classes: int | None) -> Built:
         return Built(module, (channels, *_side(config.to_dict(), "image_size")), config.num_labels, notes=(note,))
     if processor.get("do_rescale", True) and abs(processor.get("rescale_factor", 1 / 255) - 1 / 255) > 1e-6:
         raise bad(f"hf:{name}: rescale_factor", processor["rescale_factor"], "1/255", "Wrap it in a factory instead.")
+    if processor.get("do_flip_channel_order"):
+        got, mend = "true: blue comes first", "Wrap it in a factory that flips the channels."
+        raise bad(f"hf:{name}: do_flip_channel_order", got, "images with red first", mend)
     normalise = None
     if processor.get("do_normalize", True) and processor.get("image_mean") is not None:
         normalise = (_floats(processor["image_mean"]), _floats(processor["image_std"]))
     side = _side(processor, "crop_size" if processor.get("do_center_crop") else "size")
+    module.pretrained_cfg = _shown(processor, channels, side)
     return Built(module, (channels, *side), config.num_labels, normalise)
+
+
+def _shown(processor: Mapping[str, Any], channels: int, side: tuple[int | None, int | None]) -> dict[str, Any]:
+    """How an image processor of transformers makes inputs of photographs, as timm's modules say it of theirs."""
+    size = processor.get("size")
+    if side[0] is None or side[0] != side[1] or not processor.get("do_resize", True) or not isinstance(size, Mapping):
+        return {}
+    resize, squash = size.get("shortest_edge"), False
+    if resize is None:
+        resize, squash = size.get("height"), True
+        if resize is None or resize != size.get("width"):
+            return {}
+    elif share := processor.get("crop_pct"):  # ConvNeXt's: photographs of 384 pixels on are shown whole
+        resize, squash = (int(resize / share), False) if resize < 384 else (resize, True)
+    elif "Levit" in str(processor.get("image_processor_type")):
+        resize = int(resize * 256 / 224)
+    filters = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
+    shown = {"interpolation": filters.get(processor.get("resample", 2)), "crop_mode": "squash" if squash else "center"}
+    return {"input_size": (channels, *side), "resize": resize, **shown}
 
 
 def zoo(name: str, state: State, classes: int | None, *, pretrained: bool | None = None) -> Built:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -13,10 +14,13 @@ from torch import Tensor, nn
 from withstand.data import as_dataset, load_data
 from withstand.data.few_labels import few_labels
 from withstand.errors import bad
+from withstand.models.state import frozen
 from withstand.protocols import Batch, Dataset
 from withstand.random import Rows, derive
 from withstand.registry import component
-from withstand.training.augment import AugmentationsField, CropFlip, Cutout, RandAugment
+from withstand.representation.hashing.bank import gathered
+from withstand.training.augment import AugmentationsField, CropFlip, CTAugment, Cutout, RandAugment
+from withstand.training.augment.ctaugment import BINS, Rates
 from withstand.training.recipe import MakeOptimizer, Optimizers, Recipe, Step
 
 Reduce = Literal["max", "mean"]
@@ -115,12 +119,12 @@ class FewLabels(Recipe):
             mend = "Give the trainer sampler='labelled_and_not(7)', and a batch with a labelled example per process."
             raise bad("batch", f"{int(known.sum())} labelled of {len(batch)} examples", "both kinds", mend)
         labelled = vary(batch.index(known), self.weak, step, "labelled", system.classes)
-        parts = [*labelled, *self.views(batch.index(~known), step, system.classes)]
+        parts = [*labelled, *self.views(system, batch.index(~known), step)]
         view = torch.cat([torch.full((len(part),), i, device=batch.x.device) for i, part in enumerate(parts)])
         whole = Batch.cat(parts)
         return replace(whole, extra={**whole.extra, "view": view})
 
-    def views(self, unlabelled: Batch, step: Step, classes: int) -> list[Batch]:
+    def views(self, system: Any, unlabelled: Batch, step: Step) -> list[Batch]:
         """The versions of the unlabelled examples that are learned from."""
         return []
 
@@ -151,6 +155,7 @@ class FixMatch(FewLabels):
     strong: AugmentationsField = (CropFlip(4), RandAugment(), Cutout(0.5))
     tau: float = 0.95
     lambda_u: float = 1.0
+    teacher: Literal["self", "eman"] = "self"
 
     def __post_init__(self) -> None:
         _check_tau(self.tau)
@@ -166,9 +171,51 @@ class FixMatch(FewLabels):
         """The largest number of strong variants that a step may make."""
         return 1
 
-    def views(self, unlabelled: Batch, step: Step, classes: int) -> list[Batch]:
-        strong = vary(unlabelled, self.strong, step, "strong", classes, self.plan(step)[0])
-        return [*vary(unlabelled, self.weak, step, "weak", classes), *strong]
+    def setup(self, model: nn.Module, data: Dataset, rows: Rows) -> nn.Module:
+        system: Any = super().setup(model, data, rows)
+        system.rates = nn.ModuleDict({str(i): Rates() for i, _ in self._learning()})
+        return system
+
+    def craft(self, system: Any, batch: Batch, step: Step) -> Batch:
+        """... and beside the views what the teacher makes of the weak ones, as extra["taught"]; CTAugment learns."""
+        made = super().craft(system, batch, step)
+        labelled, weak = (made.extra["view"] == i for i in (0, 1))
+        for i, augmentation in self._learning():
+            self._probe(i, augmentation, system, made.index(labelled), step)
+        if self.teacher == "self":
+            return made
+        if step.averaged is None:
+            mend = "Give the trainer averaging='ema(0.999)', and not strategy='fsdp'."
+            raise bad("teacher", "eman", "'self' where the trainer keeps no average of the weights in one piece", mend)
+        logits = step.averaged(made.x[weak])
+        taught = logits.new_zeros(len(made), logits.shape[1])
+        taught[weak] = logits
+        return replace(made, extra={**made.extra, "taught": taught})
+
+    def views(self, system: Any, unlabelled: Batch, step: Step) -> list[Batch]:
+        strong = list(self.strong)
+        for i, augmentation in self._learning():
+            strong[i] = augmentation.bound(system.rates[str(i)])
+        views = vary(unlabelled, strong, step, "strong", system.classes, self.plan(step)[0])
+        return [*vary(unlabelled, self.weak, step, "weak", system.classes), *views]
+
+    def _learning(self) -> list[tuple[int, CTAugment]]:
+        return [(i, augmentation) for i, augmentation in enumerate(self.strong) if isinstance(augmentation, CTAugment)]
+
+    def _probe(self, i: int, augmentation: CTAugment, system: Any, labelled: Batch, step: Step) -> None:
+        """Let it learn from the labelled examples of all processes, in the order in which one would have them."""
+        with _exact(labelled.x):
+            probe = augmentation.probe(labelled, _placed(step, "probe", i, len(labelled)))
+        with frozen(system) if step.averaged is None else nullcontext():
+            logits = (step.averaged or system)(probe.x)
+        p = logits.float().softmax(1).gather(1, labelled.y[:, None])[:, 0]  # type: ignore[index]
+        found = (
+            gathered(t).unflatten(0, (step.world, -1)).transpose(0, 1).flatten(0, 1)
+            for t in (probe.operation, probe.bin, p)
+        )
+        augmentation.learn(system.rates[str(i)], *found)
+        step.say("probe", p.mean())
+        step.say("open_bins", (augmentation.chances(system.rates[str(i)]) > 0).sum() / sum(BINS))
 
     def remark(self, history: Sequence[Mapping[str, Any]]) -> str:
         if len(history) != PATIENCE or self.tau > 1 or any(row["mask_rate"] for row in history):
@@ -179,19 +226,22 @@ class FixMatch(FewLabels):
 
     def loss(self, system: Any, batch: Batch, step: Step) -> Tensor:
         labelled, *views = batch.extra["view"].bincount().tolist()
-        logits = system(batch.x)  # one pass, so that batch norm sees the mixture; in which order does not matter to it
-        known, rest = logits[:labelled], logits[labelled:].view(len(views), views[0], -1)
+        taught, (n, k) = batch.extra.get("taught"), (views[0], len(views) - 1)
+        # one pass, so that batch norm sees the mixture; in which order does not matter to it
+        logits = system(batch.x if taught is None else batch.x[batch.extra["view"] != 1])
+        known, rest = logits[:labelled], logits[labelled:].view(-1, n, logits.shape[1])
+        weak, strong = (rest[0], rest[1:]) if taught is None else (taught[labelled : labelled + n], rest)
         supervised = step.cross_entropy(known, batch.y[:labelled])  # type: ignore[index]
-        found = maxmatch_loss(rest[0], rest[1:], self.tau, self.plan(step)[1])
+        found = maxmatch_loss(weak, strong, self.tau, self.plan(step)[1])
         step.say("loss_labelled", supervised)
         step.say("loss_unlabelled", found.loss)
         step.say("mask_rate", found.mask.float().mean())
         if (truth := batch.extra.get("truth")) is not None:
-            right = found.pseudo == truth[labelled : labelled + views[0]]
+            right = found.pseudo == truth[labelled : labelled + n]
             step.say("pseudo_label_accuracy", right.float().mean())
             step.say("wrong_and_sure", (found.mask & ~right).float().mean())
-        for k in range(len(views) - 1 if self.most > 1 else 0):
-            step.say(f"worst_is_{k + 1}", (found.mask & (found.argmax == k)).float().mean())
+        for which in range(k if self.most > 1 else 0):
+            step.say(f"worst_is_{which + 1}", (found.mask & (found.argmax == which)).float().mean())
         return supervised + self.lambda_u * found.loss
 
 
@@ -209,19 +259,25 @@ class MaxMatch(FixMatch):
     `load_data` reads (its training part), of the same shape; None: all of the training examples. weak, strong:
     augmentations (images by default; series and others need their own). variants: K. tau: the probability from which on
     a pseudo-label counts. lambda_u: weight. reduce: "mean" learns from all K alike, the control that costs the same.
+    teacher: who gives the pseudo-labels: "self", the network in the same pass, in train mode, or "eman", the averaged
+    weights and batch statistics in eval mode, which the trainer keeps (Cai et al., 2021, arXiv 2101.08482); the network then
+    sees the labelled and the strong versions alone.
     k_schedule: chances of 1, 2, ..., K variants in a step, as (.5, .3, .2) in the official code for ImageNet, which the
     paper's abstract does not speak of; None: always K.
 
     The history tells, of the unlabelled examples: mask_rate (pseudo-labels that count), worst_is_k (learned from variant
     k; with "mean": whose variant k would be) and, where their labels are known, pseudo_label_accuracy (of all) and
-    wrong_and_sure (that count and are wrong). Validation uses labels that the recipe does not count: give none for
-    the few-label protocol, which judges the average of the last weights.
+    wrong_and_sure (that count and are wrong). With `ctaugment` among the strong ones (in full `[crop_flip(4), ctaugment,
+    cutout(0.5)]`), probe is the mean probability of the true label in its probes of labelled examples, and open_bins
+    the share of its strengths that are in use. Validation uses labels that the recipe does not count: give none for the
+    few-label protocol, which judges the average of the last weights.
 
     The defaults are the official ones for CIFAR with RandAugment, for batches of 64 + 7 * 64; weight decay is on kernels
     only, as there. What differs: crops are padded with zeros instead of mirrored pixels; the average of the weights forgets
     its start and takes in the batch statistics (see `ema`); strengths are those of `randaugment`; and the length is the
     trainer's, where the official one is 2^20 steps. SVHN's images are not mirrored there: `crop_flip(4, flip=False)`.
-    ImageNet has tau 0.7, lambda_u 10, mu 5. Of the paper, the abstract and the official code were at hand; its tables were
+    ImageNet has tau 0.7, lambda_u 10, mu 5 and a schedule of its own (docs/semi_supervised.md); weight decay is on all
+    weights there. Of the paper, the abstract and the official code were at hand; its tables were
     not.
 
     Reference: Jiang, Li, Chen, He, Xu, Yang, Cao, Huang, "MaxMatch: Semi-Supervised Learning with Worst-Case Consistency",
@@ -257,14 +313,24 @@ class MaxMatch(FixMatch):
 def vary(batch: Batch, augmentations: Any, step: Step, name: str, classes: int, copies: int = 1) -> list[Batch]:
     """Copies of the batch, each augmented by draws of its own: by place in the batch instead of by example, since few
     labelled examples come many times in an epoch and perhaps in a batch. Augmentations see no labels."""
-    place = torch.arange(len(batch), device=batch.x.device) * step.world + step.rank
-    ids = torch.cat([place + (k << 32) for k in range(copies)])
-    made = Batch(torch.cat([batch.x] * copies), None, ids)
-    with torch.autocast(batch.x.device.type, enabled=False):  # half precision is for networks, not for places of pixels
+    made = Batch(torch.cat([batch.x] * copies))
+    with _exact(batch.x):
         for i, augmentation in enumerate(augmentations):
-            seed = derive(step.seed, name, i, step.step)
-            made = augmentation(made, replace(step, seed=seed, rows=Rows(seed, ids)), classes)
+            placed = _placed(step, name, i, len(batch), copies)
+            made = augmentation(replace(made, ids=placed.rows.ids), placed, classes)
     return [replace(batch, x=x) for x in made.x.chunk(copies)]
+
+
+def _placed(step: Step, name: str, i: int, n: int, copies: int = 1) -> Step:
+    """The step with draws by place in the batch, for the i-th augmentation of a name."""
+    place = torch.arange(n, device=step.rows.ids.device) * step.world + step.rank
+    seed = derive(step.seed, name, i, step.step)
+    return replace(step, seed=seed, rows=Rows(seed, torch.cat([place + (k << 32) for k in range(copies)])))
+
+
+def _exact(x: Tensor) -> Any:
+    """Half precision is for networks, not for places of pixels."""
+    return torch.autocast(x.device.type, enabled=False)
 
 
 def _check_tau(tau: float) -> None:

@@ -14,7 +14,7 @@ from withstand.attacks import PGD
 from withstand.attacks.embeddings import MultiTarget
 from withstand.attacks.engine import AttackField
 from withstand.errors import bad
-from withstand.models.layers import add_branches, keep_branch, route
+from withstand.models.layers import add_branches, branch_parameters, keep_branch, route
 from withstand.objectives import as_objective
 from withstand.protocols import Batch, Dataset
 from withstand.random import Rows
@@ -55,8 +55,9 @@ class MDProp(Metric):
 
     The published radius, 0.01 for images normalised as for ImageNet, is about 0.00225 here, where images lie in [0, 1], the
     range that attacked ones keep to (published: the range of the batch); the published start, uniform within 0.0005 there,
-    is here normal with the same standard deviation, 6.5e-5. The published option of other learning rates for batch norms is
-    not built.
+    is here normal with the same standard deviation, 6.5e-5.
+    norm_rates: the learning rates of the batch norms that ship and of the others, as multiples of the trainer's. The
+    published option is (1, 0.01), of 1e-5.
     kinds=(("single", 1), ("multi", 5), ("unadversarial", "towards_own_class")) adds the unadversarial examples of the
     paper. How those were made could not be confirmed: they are a reconstruction.
 
@@ -73,6 +74,7 @@ class MDProp(Metric):
     attack: AttackField = PGD(Linf(0.00225), steps=1, step=1.0, random_start=6.5e-5)
     kinds: Annotated[Any, PlainValidator(_kinds)] = (("single", MultiTarget(1)), ("multi", MultiTarget(5)))
     norms: Literal["own", "shared"] = "own"
+    norm_rates: tuple[float, float] = (1.0, 1.0)
 
     defaults: ClassVar = Metric.defaults
 
@@ -83,6 +85,10 @@ class MDProp(Metric):
         if self.attack.mode != "eval":
             mend = "Running statistics keep the examples of a batch apart."
             raise bad("attack", f"mode={self.attack.mode!r}", "mode='eval'", mend)
+        if not all(0 <= rate < float("inf") for rate in self.norm_rates):
+            raise bad("norm_rates", self.norm_rates, "two numbers >= 0")
+        if self.norm_rates != (1.0, 1.0) and not self._branched:
+            raise bad("norm_rates", self.norm_rates, "(1, 1) where there is one norm for all", "Take norms='own'.")
 
     def setup(self, model: nn.Module, data: Dataset, rows: Rows) -> nn.Module:
         system: Any = super().setup(model, data, rows)
@@ -92,6 +98,16 @@ class MDProp(Metric):
                 raise bad("model", "no batch norm", "a network with batch norm, which mdprop splits", mend)
             add_branches(system.model, [MAIN, *(name for name, _ in self.kinds)])
         return system
+
+    def rates(self, system: Any) -> list[tuple[list[nn.Parameter], float]]:
+        (model, one), *rest = super().rates(system)
+        if self.norm_rates == (1.0, 1.0):
+            return [(model, one), *rest]
+        main = branch_parameters(system.model, MAIN)
+        others = [p for name, _ in self.kinds for p in branch_parameters(system.model, name)]
+        norms = {id(p) for p in (*main, *others)}
+        groups = [([p for p in model if id(p) not in norms], one), *zip((main, others), self.norm_rates)]
+        return [*groups, *rest]
 
     def craft(self, system: Any, batch: Batch, step: Step) -> Batch:
         if not self.kinds:

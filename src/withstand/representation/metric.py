@@ -6,7 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from withstand.errors import bad
+from withstand.errors import BadInput, bad
+from withstand.models.state import frozen
+from withstand.models.taps import Tap, last_map, see
 from withstand.protocols import Batch, Dataset
 from withstand.random import Rows
 from withstand.registry import component
@@ -48,15 +50,20 @@ class Metric(EmbeddingRecipe):
         system: Any = super().setup(model, data, rows)
         width = system.model.head.in_features
         system.metric_loss = self.metric_loss.build(len(data.classes), self.dim, width, rows.seed)
+        if self.metric_loss.adds_maximum:
+            system.map = pooled_map(system.model, data.batch(range(min(2, len(data)))).x)
         return system
 
     def optimizers(self, system: Any, main: MakeOptimizer) -> Optimizers:
-        own = list(system.metric_loss.parameters())
-        if not own:
-            return {"main": main(system.parameters())}
-        made = main([{"params": list(system.model.parameters())}, {"params": own}])
-        made.param_groups[1]["lr"] *= self.proxy_rate
+        groups = [(parameters, rate) for parameters, rate in self.rates(system) if parameters]
+        made = main([{"params": parameters} for parameters, _ in groups])
+        for group, (_, rate) in zip(made.param_groups, groups):
+            group["lr"] *= rate
         return {"main": made}
+
+    def rates(self, system: Any) -> list[tuple[list[nn.Parameter], float]]:
+        """What learns, in groups, and the learning rate of each as a multiple of the trainer's."""
+        return [(list(system.model.parameters()), 1.0), (list(system.metric_loss.parameters()), self.proxy_rate)]
 
     def loss(self, system: Any, batch: Batch, step: Step) -> Tensor:
         self.needs_pairs(batch.y)
@@ -77,7 +84,10 @@ class Metric(EmbeddingRecipe):
     def on_embeddings(self, system: Any, x: Tensor, y: Tensor | None, step: Step) -> Tensor:
         """The loss of the embeddings of x in train mode."""
         features = None
-        if self.metric_loss.needs_features:
+        if self.metric_loss.adds_maximum:
+            z, pixels = see(system.model, x, system.map)
+            features = pixels.mean((2, 3)) + pixels.amax((2, 3))
+        elif self.metric_loss.needs_features:
             features = system.model.features(x)
             z = F.normalize(system.model.head(features), dim=1)
         else:
@@ -91,3 +101,24 @@ class Metric(EmbeddingRecipe):
         for name, number in getattr(system.metric_loss, "stats", {}).items():
             step.say(f"loss_{name}", number)
         return value
+
+
+def pooled_map(model: Any, x: Tensor) -> Tap:
+    """Where the map [N, width, H, W] comes out of a submodule whose mean over the pixels is what an `Embedder`'s head reads.
+
+    x: a few inputs. Raises: BadInput where there is none.
+    """
+    mend = "Take pooling='mean', which asks nothing of the network."
+    refused = bad(
+        "model", type(model.backbone).__name__, "a network that ends in the mean of a map, as ResNets do", mend
+    )
+    x = x.to(model.head.weight.device)
+    try:
+        tap = last_map(model, x)
+    except BadInput:
+        raise refused from None
+    with torch.no_grad(), frozen(model):
+        features, pixels = model.features(x), see(model, x, tap)[1]
+    if pixels.shape[:2] != features.shape or not torch.allclose(pixels.mean((2, 3)), features, rtol=1e-3, atol=1e-4):
+        raise refused
+    return tap

@@ -5,6 +5,7 @@ A module of this package states `SYSTEM = "id"` as a literal and offers
 - `CLAIMS: list[Claim]`: the statements, their sources, arms, metric and direction, with the settings of each scale;
 - `measure(scale, seed, progress) -> {"rows": [...]}`: one row {"arm", "metric", "examples"} per arm and metric, where
   examples is one number per example in a fixed order (a text of 0 and 1 for yes and no). Rows may say more.
+  Or `PARTS = {"name": measure, ...}`: several such experiments, which are measured one by one and can be kept one by one.
 
 It may offer `figures(seeds) -> list[Figure]` besides: curves and bars made of the rows of every seed, which are kept with
 the result, drawn by the command and shown in the docs.

@@ -32,18 +32,21 @@ def reproduce(
     seeds: Iterable[int] | None = None,
     out: str | Path | None = None,
     progress: Progress = lambda text: None,
+    keep: Iterable[str] = (),
 ) -> dict[str, Any]:
     """Measure a system's claims again, write `<out>/<system>.<scale>.json` and return what is in it.
 
-    A killed run goes on where it stopped: finished seeds are kept in a hidden file beside the result until all are
+    A killed run goes on where it stopped: finished parts of seeds are kept in a hidden file beside the result until all are
     done. They are measured anew when the module, the scale's settings or the version of withstand or torch has changed.
 
     system: an id of `withstand list systems`. scale: "smoke" (minutes on two cores), "cpu" (the recorded one) or "gpu".
     seeds: None takes those of the claims (the first one only at scale "smoke"). out: a folder, by default this
-    package's own. progress: called with a line of text at every stage.
+    package's own. progress: called with a line of text at every stage. keep: parts of the module whose rows are taken from
+    the result that is there instead of being measured again, by one who knows that their code does what it did.
 
     Raises:
-        BadInput: an unknown system or scale, no seeds, or a module whose rows do not fit its claims.
+        BadInput: an unknown system, scale or part, no seeds, a module whose rows do not fit its claims, or nothing to keep:
+            no such result, or one of other seeds, settings or versions.
     """
     module = _module(system)
     claims: list[Claim] = module.CLAIMS
@@ -54,17 +57,21 @@ def reproduce(
     folder = RESULTS if out is None else Path(out)
     partial = folder / f".{system}.{scale}.partial.json"
     key = _fingerprint(module, claims, scale)
-    done = _resume(partial, key)
+    parts: dict[str, Any] = getattr(module, "PARTS", None) or {"": module.measure}
+    done = _resume(partial, key) | _kept(folder / f"{system}.{scale}.json", claims, scale, seeds, parts, list(keep))
     for i, seed in enumerate(seeds):
-        if str(seed) in done:
-            progress(f"seed {seed}: measured before")
-            continue
-        progress(f"seed {seed} ({i + 1} of {len(seeds)})")
-        begin = time.perf_counter()
-        rows = _checked(module.measure(scale, seed, progress), system)
-        done[str(seed)] = {"seconds": round(time.perf_counter() - begin, 1), "rows": rows}
-        write_json(partial, {"key": key, "seeds": done})
-    measured = {seed: done[str(seed)] for seed in seeds}
+        for part, measure in parts.items():
+            place = f"{seed} {part}".strip()
+            if place in done:
+                progress(f"seed {place}: measured before")
+                continue
+            progress(f"seed {place} ({i + 1} of {len(seeds)})")
+            begin = time.perf_counter()
+            named = {"part": part} if part else {}
+            rows = _checked([{**named, **row} for row in measure(scale, seed, progress)["rows"]], system)
+            done[place] = {"seconds": round(time.perf_counter() - begin, 1), "rows": rows}
+            write_json(partial, {"key": key, "seeds": done})
+    measured = {seed: _whole([done[f"{seed} {part}".strip()] for part in parts], system) for seed in seeds}
     result = {
         "system": system,
         "scale": scale,
@@ -76,6 +83,8 @@ def reproduce(
         "versions": _versions(),
         "rows": {seed: m["rows"] for seed, m in measured.items()},
     }
+    if len(parts) > 1:
+        result["parts"] = {p: {seed: done[f"{seed} {p}"]["seconds"] for seed in seeds} for p in parts}
     if hasattr(module, "figures"):
         result["figures"] = [asdict(figure) for figure in module.figures([m["rows"] for m in measured.values()])]
     write_json(folder / f"{system}.{scale}.json", result)
@@ -163,8 +172,44 @@ def _resume(partial: Path, key: str) -> dict[str, Any]:
     return kept["seeds"] if kept["key"] == key else {}
 
 
-def _checked(measured: dict[str, Any], system: str) -> list[dict[str, Any]]:
-    rows = measured["rows"]
+def _kept(
+    path: Path, claims: list[Claim], scale: str, seeds: list[int], parts: dict[str, Any], keep: list[str]
+) -> dict[str, Any]:
+    """What a recorded result says of these parts, as seeds are kept; rows that name no part are of the first."""
+    if not keep:
+        return {}
+    for part in keep:
+        if part not in parts:
+            raise unknown("part to keep", part, parts)
+    recorded: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"seeds": []}
+    if missing := [seed for seed in seeds if seed not in recorded["seeds"]]:
+        raise bad("keep", f"no record of seed {missing[0]} in {path}", "parts that were recorded with these seeds")
+    now = json.loads(json.dumps(dict(claims[0].scales[scale])))
+    for part in keep:
+        settings = [s.get(part, {k: v for k, v in s.items() if k not in parts}) for s in (recorded["settings"], now)]
+        if settings[0] != settings[1] or recorded["versions"] != _versions():
+            what = "settings" if settings[0] != settings[1] else "versions"
+            raise bad(
+                "keep", f"{part!r}, recorded with other {what}", "what was measured as it would be now", "Measure it."
+            )
+    first = next(iter(parts))
+    return {
+        f"{seed} {part}": {
+            "seconds": recorded.get("parts", {}).get(part, recorded["seconds"])[str(seed)],
+            "rows": [{"part": part, **r} for r in recorded["rows"][str(seed)] if r.get("part", first) == part],
+        }
+        for seed in seeds
+        for part in keep
+    }
+
+
+def _whole(measured: list[dict[str, Any]], system: str) -> dict[str, Any]:
+    """The parts of a seed as one."""
+    rows = _checked([row for part in measured for row in part["rows"]], system)
+    return {"seconds": round(sum(part["seconds"] for part in measured), 1), "rows": rows}
+
+
+def _checked(rows: list[dict[str, Any]], system: str) -> list[dict[str, Any]]:
     seen = [(r["arm"], r["metric"]) for r in rows]
     if len(set(seen)) != len(seen) or any(not len(r["examples"]) for r in rows):
         raise bad("rows", f"{system} measured an arm twice, or none of its examples", "one row per arm and metric")

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from withstand.errors import bad
+from withstand.models.state import evaluating
 from withstand.registry import component
 from withstand.training.sharding import spread_like
 
@@ -80,6 +81,12 @@ class Average:
         """Go on from a state that was saved, every tensor in one piece."""
         self.state = {name: spread_like(t, self.state[name]) for name, t in state.items()}
         self.count = count
+
+    @torch.no_grad()
+    def run(self, system: nn.Module, x: Tensor) -> Tensor:
+        """What the system makes of x with the averaged state, in eval mode."""
+        with evaluating(system):
+            return torch.func.functional_call(system, self.state, (x,), tie_weights=False)  # type: ignore[no-any-return]
 
     @contextmanager
     def worn_by(self, system: nn.Module) -> Iterator[None]:

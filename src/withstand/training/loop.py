@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import fields, replace
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -176,6 +177,7 @@ class Loop:
                 world=self.world,
                 box=self.data.space.box,
                 smoothing=self.trainer.label_smoothing,
+                averaged=None if self.average is None or self.sharded else partial(self.average.run, self.system),
             )
             for augmentation in self.trainer.augment:
                 batch = augmentation(batch, step, self.classes)

@@ -42,8 +42,9 @@ class Step:
 
     step of steps: updates of the main optimiser made so far, and in all. epoch of epochs. seed: of the training. rows:
     draws per example of this batch, new in every epoch. rank of world: which process this is. box: the range of inputs.
-    smoothing: of the labels, for the loss that is learned from. said: what the recipe wants logged, summed until the
-    epoch's end.
+    smoothing: of the labels, for the loss that is learned from. averaged: a pass of the system with its averaged weights
+    (and batch statistics), in eval mode and without gradient; None where the trainer keeps no average, or a spread one.
+    said: what the recipe wants logged, summed until the epoch's end.
     """
 
     step: int
@@ -56,6 +57,7 @@ class Step:
     world: int = 1
     box: tuple[float, float] | None = (0.0, 1.0)
     smoothing: float = 0.0
+    averaged: Callable[[Tensor], Tensor] | None = None
     said: dict[str, Tensor] = field(default_factory=dict)
 
     @property

@@ -15,7 +15,6 @@ from torch import nn
 
 import withstand as ws
 from tests.data.shift.trees import Reader, cifar_c, corrupted, edits, objectnet, paint, tree
-from withstand.audit.shift.plan import view_of
 from withstand.audit.shift.work import masked_argmax
 from withstand.corruptions.scores import ALEXNET
 from withstand.corruptions.tables import COMMON, EXTRA
@@ -471,45 +470,6 @@ def test_bad_input_is_refused_before_the_folder_is_made(tmp_path, change, said):
     with pytest.raises(WithstandError, match=said):
         ws.shift(asked.pop("models"), asked.pop("benchmarks"), **asked)
     assert not (tmp_path / "o").exists()
-
-
-# Views ---------------------------------------------------------------------------------------------------------------
-
-
-def test_a_timm_model_says_itself_how_it_is_shown():
-    model = ws.load_model("timm:test_vit", pretrained=False)
-    config = model.model.model.pretrained_cfg if hasattr(model.model, "model") else model.model.pretrained_cfg
-    view = view_of(model, None, None, None)
-    assert (view.size, view.interpolation) == (config["input_size"][-1], config["interpolation"])
-    assert view.resize == int(config["input_size"][-1] / config["crop_pct"])
-    assert "published configuration" in view.source
-    given = view_of(model, None, 0.5, "bilinear")
-    assert (given.resize, given.interpolation) == (2 * view.size, "bilinear")
-    assert given.source.startswith("given")
-
-
-def test_other_models_are_shown_224_pixels_of_256_bilinear():
-    view = view_of(ws.load_model("torchvision:resnet18", pretrained=False), None, None, None)
-    assert (view.size, view.resize, view.interpolation) == (224, 256, "bilinear")
-
-
-def test_torchvisions_published_weights_say_it_too(monkeypatch):
-    from torchvision import models
-
-    build = models.get_model
-    monkeypatch.setattr(models, "get_model", lambda name, weights=None, **kw: build(name, weights=None, **kw))
-    view = view_of(ws.load_model("torchvision:resnet50"), None, None, None)
-    theirs = models.ResNet50_Weights.DEFAULT.transforms()
-    assert (view.size, view.resize, view.interpolation) == (224, 232, "bilinear")
-    assert ([view.size], [view.resize]) == (theirs.crop_size, theirs.resize_size)
-
-
-def test_a_crop_mode_that_is_not_known_is_refused():
-    model = target(Reader())
-    model.model.pretrained_cfg = {"input_size": (3, 8, 8), "crop_mode": "border", "crop_pct": 0.9}
-    with pytest.raises(BadInput, match="crop_mode"):
-        view_of(model, None, None, None)
-    assert view_of(model, None, 0.8, None).resize == 10
 
 
 def test_the_json_is_what_is_returned(tmp_path):

@@ -83,7 +83,7 @@ def view_of(target: Target, size: int | None, crop: float | None, interpolation:
         raise bad(f"{target.name}: crop_mode", repr(mode), "center or squash", "Say how: --crop 0.9.")
     filtered = interpolation or known.get("interpolation") or "bilinear"
     if crop is None and "resize" in known and size in (None, own):
-        return View(side, known["resize"], filtered, False, source)
+        return View(side, known["resize"], filtered, mode == "squash", source)
     return View.cropped(
         side, (known.get("crop_pct") or 0.875) if crop is None else crop, filtered, mode == "squash", source
     )

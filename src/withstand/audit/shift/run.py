@@ -43,11 +43,11 @@ def shift(
     images of each set (of each cell of a corrupted one, the same in all), every class with its share, drawn by `seed`.
     Both are labelled `subset-n`.
 
-    size, crop, interpolation: of all models, instead of what each was published with: timm's models say it themselves,
-    others get 224 pixels from the centre of 256, bilinear. Stylized and corrupted files are shown whole, ObjectNet's
-    without their border. block: images per pass, halved when memory runs out; no result depends on it but through
-    rounding. workers: threads that decode. look: open every file that is scored once before any work, to
-    find the damaged ones.
+    size, crop, interpolation: of all models, instead of what each was published with: timm's and transformers' models say
+    it themselves, others get 224 pixels from the centre of 256, bilinear. Stylized and corrupted files are shown whole,
+    ObjectNet's without their border. block: images per pass, halved when memory runs out; no result depends on it but
+    through rounding. workers: threads that decode. look: open every file that is scored once before any work, to find the
+    damaged ones.
 
     In the result, "results" has the numbers with 95 % intervals, "cells" the accuracy of every corruption at every severity,
     "published" what others got.

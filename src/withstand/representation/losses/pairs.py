@@ -20,6 +20,8 @@ class MetricLoss:
     pairs: ClassVar[bool] = True
     """Whether it compares examples of a batch with each other, so that a batch without two of a class teaches nothing."""
     needs_features: ClassVar[bool] = False
+    adds_maximum: ClassVar[bool] = False
+    """Whether its features are the sum of mean and maximum of the last map, not the mean alone."""
 
     def build(self, classes: int, dim: int, width: int, seed: int) -> nn.Module:
         """The loss for so many classes, embeddings [N, dim] and features [N, width]; seed: of what it learns."""

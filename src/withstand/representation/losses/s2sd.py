@@ -1,5 +1,7 @@
 """Simultaneous similarity-based self-distillation: wider heads teach the embedding, and go when the training ends."""
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -22,8 +24,8 @@ class S2SD(MetricLoss):
 
     base: the loss of all heads, each with proxies of its own where it has any. dims: t_j. weight, feature_weight: w, w_f.
     temperature: T. The weights are those for pretrained networks; from scratch they drown the loss, and 1 is better.
-    The features are what the backbone pools (the published option to add the maximum over the map to
-    their mean is not built).
+    pooling: "mean" takes the features that the backbone pools; "mean_and_max" adds the maximum over their map, as
+    the published runs do. It changes what the heads and KL_feat read; the embedding stays one of the mean.
 
     Reference: Roth, Milbich, Ommer, Cohen, Ghassemi, "Simultaneous Similarity-based Self-Distillation for Deep Metric
     Learning", 2021, arXiv 2009.08348.
@@ -35,6 +37,7 @@ class S2SD(MetricLoss):
     feature_weight: float = 50.0
     temperature: float = 1.0
     delay: int = 1000
+    pooling: Literal["mean", "mean_and_max"] = "mean"
 
     needs_features = True
 
@@ -46,6 +49,10 @@ class S2SD(MetricLoss):
             raise bad("weight, feature_weight, temperature, delay", got, "numbers >= 0, the temperature above 0")
         if isinstance(self.base, S2SD):
             raise bad("base", repr(self.base), "a loss without heads of its own")
+
+    @property
+    def adds_maximum(self) -> bool:  # type: ignore[override]
+        return self.pooling == "mean_and_max"
 
     @property
     def pairs(self) -> bool:  # type: ignore[override]

@@ -8,6 +8,7 @@ from withstand.errors import bad
 from withstand.registry import coerce
 from withstand.training.augment.crop import CropFlip as CropFlip
 from withstand.training.augment.crop import crop_flip as crop_flip
+from withstand.training.augment.ctaugment import CTAugment as CTAugment
 from withstand.training.augment.cutout import Cutout as Cutout
 from withstand.training.augment.mixup import Mixup as Mixup
 from withstand.training.augment.mixup import as_shares as as_shares

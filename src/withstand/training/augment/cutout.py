@@ -1,5 +1,6 @@
 """A window of each example without content."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -39,10 +40,14 @@ class Cutout:
 
 def window(middle: Tensor, sides: torch.Size, size: float) -> Tensor:
     """bool [N, 1, *sides]: the cells of windows around `middle` [N, dims] in [0, 1)."""
+    return cells(middle, sides, [max(1, round(size * side)) for side in sides])
+
+
+def cells(middle: Tensor, sides: torch.Size, lengths: Sequence[int | Tensor]) -> Tensor:
+    """bool [N, 1, *sides], as `window`, of so many cells along each side; a length may be [N, 1]."""
     inside = torch.ones(len(middle), 1, *sides, dtype=torch.bool, device=middle.device)
-    for d, side in enumerate(sides):
-        length = max(1, round(size * side))
-        first = (middle[:, d] * side).floor() - length // 2
-        past = torch.arange(side, device=middle.device) - first[:, None]
+    for d, (side, length) in enumerate(zip(sides, lengths)):
+        first = (middle[:, d, None] * side).floor() - length // 2
+        past = torch.arange(side, device=middle.device) - first
         inside &= ((past >= 0) & (past < length)).view(-1, 1, *(side if e == d else 1 for e in range(len(sides))))
     return inside

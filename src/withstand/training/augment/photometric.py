@@ -80,14 +80,32 @@ def colour(x: Tensor, factor: Tensor) -> Tensor:
 
 
 def sharpness(x: Tensor, factor: Tensor) -> Tensor:
-    """The distance from the image smoothed by 3x3 (weight 5 in the middle, 1 around), times a factor; the border stays."""
-    if min(x.shape[2:]) < 3:
-        return x
+    """The distance from the smoothed image, times a factor."""
+    return blend(x, smoothed(x), factor)
+
+
+def smoothed(x: Tensor) -> Tensor:
+    """Means over 3x3 (weight 5 in the middle, 1 around); the border stays."""
     kernel = torch.ones(3, 3, device=x.device, dtype=x.dtype)
     kernel[1, 1] = 5
-    smooth = x.clone()
-    smooth[:, :, 1:-1, 1:-1] = F.conv2d(x.flatten(0, 1)[:, None], kernel[None, None] / 13).view_as(x[:, :, 1:-1, 1:-1])
-    return blend(x, smooth, factor)
+    return _filtered(x, kernel / 13)
+
+
+def blurred(x: Tensor) -> Tensor:
+    """Means over the rim of 5x5; a border of two stays."""
+    kernel = torch.ones(5, 5, device=x.device, dtype=x.dtype)
+    kernel[1:4, 1:4] = 0
+    return _filtered(x, kernel / 16)
+
+
+def _filtered(x: Tensor, kernel: Tensor) -> Tensor:
+    """Every channel convolved where the kernel fits."""
+    reach = len(kernel) // 2
+    if min(x.shape[2:]) < len(kernel):
+        return x
+    out, inner = x.clone(), (..., slice(reach, -reach), slice(reach, -reach))
+    out[inner] = F.conv2d(x.flatten(0, 1)[:, None], kernel[None, None]).view_as(x[inner])
+    return out
 
 
 def posterise(x: Tensor, bits: Tensor) -> Tensor:

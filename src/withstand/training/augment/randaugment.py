@@ -1,7 +1,7 @@
 """RandAugment on whole batches."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import torch
@@ -51,31 +51,41 @@ class RandAugment:
         names = tuple(POOL)
         chosen = torch.where(made, which, names.index("identity")).cpu()
         for slot in range(self.ops):
-            x = apply([names[i] for i in chosen[:, slot].tolist()], x, strength[:, slot], sign[:, slot])
+            signed = strength[:, slot] * sign[:, slot]
+            x = apply([names[i] for i in chosen[:, slot].tolist()], x, strength[:, slot], signed, POOL, 30)
         return replace(batch, x=x * (high - low) + low)
 
 
-def apply(names: list[str], x: Tensor, strength: Tensor, sign: Tensor) -> Tensor:
-    """One operation of the pool for each image [N, C, H, W] in [0, 1]; strength [N] in [0, 1], sign [N] of -1 and 1."""
+Change = Callable[[Tensor, Tensor], Tensor]
+
+
+def apply(
+    names: list[str], x: Tensor, strength: Tensor, signed: Tensor, pool: Mapping[str, Change | None], degrees: float
+) -> Tensor:
+    """One operation of the pool for each image [N, C, H, W] in [0, 1].
+
+    strength: [N, ...], what the changes of the pool get beside the images. signed: [N] in [-1, 1], the strength of shears,
+    shifts and turns, the last up to `degrees`.
+    """
     out = x.clone()
     shapes = [i for i, name in enumerate(names) if name in GEOMETRIC]
     if shapes:  # all of them in one pass
         rows = torch.tensor(shapes, device=x.device)
         moves = F.one_hot(torch.tensor([GEOMETRIC.index(names[i]) for i in shapes], device=x.device), len(GEOMETRIC))
-        out[rows] = warp(x[rows], _back(moves, strength[rows] * sign[rows], x.shape[2], x.shape[3]))
+        out[rows] = warp(x[rows], _back(moves, signed[rows], x.shape[2], x.shape[3], degrees))
     for name in sorted(set(names) - set(GEOMETRIC) - {"identity"}):
         rows = torch.tensor([i for i, own in enumerate(names) if own == name], device=x.device)
-        out[rows] = POOL[name](x[rows], strength[rows])  # type: ignore[misc]
+        out[rows] = pool[name](x[rows], strength[rows])  # type: ignore[misc]
     return out
 
 
-def _back(moves: Tensor, s: Tensor, h: int, w: int) -> Tensor:
+def _back(moves: Tensor, s: Tensor, h: int, w: int, degrees: float) -> Tensor:
     """[N, 2, 3]: where each of the geometric operations looks. moves: one-hot [N, 5], which it is; s: signed strength [N].
 
     Shear and shift are as PIL's affine transforms with (1, 0.3 s, 0), (0.3 s, 1, 0): shear about the upper left corner.
     """
     turn, shear_x, shear_y, right, down = moves.to(s.dtype).unbind(1)
-    angle = turn * s * math.radians(30)
+    angle = turn * s * math.radians(degrees)
     a, b = 0.3 * s * shear_x, 0.3 * s * shear_y
     rows = [
         torch.stack([angle.cos(), -angle.sin() + a, a * h / 2 + torch.trunc(0.3 * s * w) * right], 1),
@@ -84,12 +94,12 @@ def _back(moves: Tensor, s: Tensor, h: int, w: int) -> Tensor:
     return torch.stack(rows, 1)
 
 
-def _weaker(change: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+def _weaker(change: Change) -> Change:
     return lambda x, s: change(x, 0.05 + 0.9 * s)
 
 
 GEOMETRIC = ("rotate", "shear_x", "shear_y", "translate_x", "translate_y")
-POOL: dict[str, Callable[[Tensor, Tensor], Tensor] | None] = {
+POOL: dict[str, Change | None] = {
     "autocontrast": lambda x, s: light.autocontrast(x),
     "brightness": _weaker(light.brightness),
     "colour": _weaker(light.colour),
