@@ -1,6 +1,7 @@
 """AdvCL: its two attacks, its loss, its views and branches, and where its pseudo-labels come from."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -34,7 +35,7 @@ def still(seed: int = 0) -> nn.Module:
     return nn.Sequential(*(m for m in cnn(seed).children() if not isinstance(m, nn.Dropout)))
 
 
-def made(recipe, at: int = 9):
+def made(recipe: Any, at: int = 9) -> tuple[Any, Any, Step]:
     """A system whose branches differ in train and in eval mode, a batch that is crafted, and the step."""
     data = recipe.examples(still(), images(), 0)
     with torch.random.fork_rng(devices=[]):
