@@ -1,5 +1,6 @@
 """What every attack promises, whatever it searches; new attacks are picked up from the registry."""
 
+import copy
 import json
 
 import pytest
@@ -145,6 +146,21 @@ def test_success_is_what_the_model_says(name, model, batch):
     assert bool(r.success[3])
     assert torch.equal(r.x_adv[3], x[3])
     assert torch.equal(r.cost_at_success >= 0, r.success)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", [name for name in ATTACKS if name not in VOTES])
+def test_models_of_half_precision_are_attacked_at_their_own_points(name, dtype, network, batch):
+    if name == "tsa_stat":
+        pytest.skip("its statistics are refused in half precision")
+    coarse, x = copy.deepcopy(network).to(dtype).eval(), batch[0].to(dtype)
+    y = coarse(x).argmax(1)
+    found = make(name).run(coarse, x, y)
+    assert found.x_adv.dtype == dtype
+    assert bool(((found.x_adv >= 0) & (found.x_adv <= 1)).all())
+    assert bool((coarse(found.x_adv).argmax(1) != y)[found.success].all())
+    if name in ("deepfool", "lbfgs", "carlini_wagner"):
+        assert found.success.float().mean() > 0.5
 
 
 @pytest.mark.parametrize("name", ATTACKS)

@@ -36,6 +36,7 @@ class CarliniWagner(Attack):
     abort_early: bool = True
 
     nearest = True
+    fine = True
 
     def __post_init__(self) -> None:
         needs_threat(self, L2)

@@ -35,6 +35,7 @@ class DeepFool(Attack):
     candidates: int | None = 10
 
     nearest = True
+    fine = True
     objective = Margin()
     criterion = Confident(Margin(kappa=1e-5))  # a class that changed within rounding may change back in another batch
 

@@ -34,6 +34,7 @@ class LBFGS(Attack):
     objective: ObjectiveField = TargetedCrossEntropy()
 
     nearest = True
+    fine = True
 
     def __post_init__(self) -> None:
         needs_threat(self, L2)

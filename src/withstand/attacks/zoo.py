@@ -43,6 +43,7 @@ class ZOO(Attack):
 
     access = "scores"
     nearest = True
+    fine = True
 
     def __post_init__(self) -> None:
         needs_threat(self, L2)

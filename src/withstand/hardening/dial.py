@@ -38,7 +38,7 @@ class DIAL(Recipe):
     the ball of 0.031 from x + 0.001 N(0, 1). beta, domain_weight >= 0: 1 and 1 begin well with "ce"; the official CIFAR-10
     run of "kl" has 8 and 6. reversal: r, a number in [0, 1], or "dann": 2 / (1 + exp(-10 p)) - 1 with p the progress;
     "dann_epoch" takes p = epoch / epochs, counted from 1, which is what the official code comes to.
-    head_width: hidden units of D. features: a submodule whose output stands for z.
+    head_width: hidden units of D; officially 100, and 32 for ResNet-18. features: a submodule whose output stands for z.
 
     joint_domain_norm: D sees both domains in one batch. The official head (False) sees them one by one, and its batch norm
     then hides every shift of mean and scale between them from it. The classifier itself always makes two passes, the

@@ -19,6 +19,8 @@ from withstand.random import Rows, derive
 from withstand.registry import coerce, replace
 from withstand.threats import Threat, per_row
 
+HALF = (torch.float16, torch.bfloat16)
+
 
 @dataclass
 class AttackResult:
@@ -63,6 +65,10 @@ class Attack:
     prepares = False
     """Whether a run is long enough to search on a faster copy of the model; the model itself then judges what is found,
     and is searched for the examples whose points it does not confirm."""
+
+    fine = False
+    """Whether the search needs more than half precision: then it moves in single, and a model and examples of half precision
+    are asked at rounded points."""
 
     threat: Any = None
 
@@ -125,6 +131,10 @@ class Attack:
         call, module = callable_of(model, self.access)
         if self.access == "decision":
             call = Decisions(call, y, getattr(getattr(self, "objective", None), "target", None))
+        coarse = x.dtype if self.fine and x.dtype in HALF else None
+        if coarse is not None:
+            given = call
+            x, call = x.float(), lambda z: given(z.to(coarse))
         ids = torch.arange(len(x)) if ids is None else ids
         rows = Rows(derive(seed, getattr(self, "component_name", type(self).__name__)), ids.to(x.device))
         parts = []
@@ -151,7 +161,9 @@ class Attack:
                 done += size
                 if progress is not None:
                     progress(min(done, len(x)))
-        return _join(parts)
+        found = _join(parts)
+        found.x_adv = found.x_adv.to(coarse or x.dtype)
+        return found
 
     def _block(
         self,
