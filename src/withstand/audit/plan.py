@@ -21,6 +21,7 @@ from withstand.models import as_target, check_compatible, frozen, load_model
 from withstand.models.threads import suited_threads
 from withstand.protocols import Dataset, Target
 from withstand.registry import entries
+from withstand.threats import Linf
 
 SHARD = 128
 """Examples in a unit of work: small enough that a lost one costs little."""
@@ -161,8 +162,12 @@ def make_plan(
 
 
 def refuse_unfit(plan: Plan, check: Check) -> None:
-    """Let a check's attack refuse what it was given and does not fit the models or the data."""
+    """Refuse a radius beyond the range of the input, and let a check's attack refuse what does not fit models or data."""
     attack = getattr(check, "attack", None)
+    threat, box = getattr(check, "threat", getattr(attack, "threat", None)), plan.data.space.box
+    if isinstance(threat, Linf) and isinstance(threat.eps, float) and box and threat.eps > box[1] - box[0]:
+        allowed = f"a radius of at most {box[1] - box[0]:g}, the width of the range of the inputs"
+        raise bad("threat", repr(threat), allowed, "Radii are in input units: write 8/255, not 8.")
     if isinstance(attack, Attack) and type(attack).refuse is not Attack.refuse:
         for target in plan.models.values():
             if plan.obstacle(target, check) is None and attack.access in target.access:
@@ -181,8 +186,9 @@ def estimate(plan: Plan, units: Sequence[Unit]) -> str:
             check = plan.checks[unit.check]
             cost = check.passes(target) * len(plan.positions(unit))
             passes, seconds = passes + cost, seconds + cost * each
+    pieces = f"{len(units)} piece{'s' if len(units) > 1 else ''} of work"
     return (
-        f"{len(units)} pieces of work, at most {passes:,.0f} passes of one example, {_duration(seconds)} on this device; "
+        f"{pieces}, at most {passes:,.0f} passes of one example, {_duration(seconds)} on this device; "
         "examples that break early make it shorter"
     )
 
