@@ -52,7 +52,7 @@ def test_detectors_are_judged_by_every_notion(withstand, home, fitted):
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (("evaluate", "nowhere", "net.py:centres", "--data", "digits"), "a folder of detectors"),
+        (("evaluate", "nowhere", "net.py:centres", "--data", "digits"), "nowhere, which has no detectors.json"),
         (("fit", "net.py:centres", "--data", "digits", "--detector", "mpsa", "--out", "x"), "Did you mean msp"),
         (("fit", "net.py:centres", "--data", "digits", "--held", "2", "--out", "x"), "between 0 and 1"),
     ],

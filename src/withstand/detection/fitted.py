@@ -177,6 +177,8 @@ def load_detectors(folder: str | Path, model: Any) -> FittedDetectors:
     from withstand.models import load_model
 
     folder, mend = Path(folder), "withstand detect fit writes one."
+    if not (folder / FILE).is_file():
+        raise bad("detectors", f"{folder}, which has no {FILE}", "a folder of detectors", mend)
     try:
         said = json.loads((folder / FILE).read_text(encoding="utf-8"))
         tensors = load((folder / "detectors.safetensors").read_bytes())
