@@ -126,6 +126,8 @@ def run(
     loggers = [logger_of(which, folder / which) for which in logger or []]
     examples = load_sample(data, split, limit, size, channels, root, download, series)
     target = load_to_train(model, examples, scratch, weights, mean, std, classes, allow_pickle)
+    threat = getattr(getattr(made, "attack", None), "threat", None)
+    say(f"{made!r}" + (f" against {threat!r}" if threat is not None else ""))
     with resumable(f"The same command continues in {folder}"):
         with drawn() as draw:
             after = harden(

@@ -65,7 +65,7 @@ def _line(row: dict[str, Any], best: int | None) -> dict[str, str]:
         if _share(key):
             texts[key.replace("_", " ")] = f"{value:.1%}"
         elif key not in ("epoch", "step", "lr"):
-            texts[key.replace("_", " ")] = f"{value:.4g}"
+            texts[key.replace("_", " ")] = f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"
     return texts
 
 

@@ -63,7 +63,8 @@ def _facts(found: dict[str, Any]) -> str:
     interval = "Wilson" if found["seeds"] == 1 else f"bootstrap over images, {found['seeds']} seeds"
     return (
         f"{found['data']}: {found['kept']} of {found['examples']} images that every model gets right; {found['threat']}; "
-        f"95 % intervals ({interval}). Targets with * are the surrogate itself (white box), and not in the mean."
+        f"in per cent, with 95 % intervals ({interval}). Targets with * are the surrogate itself (white box), and not in "
+        "the mean."
     )
 
 
