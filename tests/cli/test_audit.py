@@ -130,7 +130,7 @@ def test_an_unreadable_requirement_is_refused_before_any_work(withstand, home, r
         (["compare", "nowhere"], "withstand audit"),
         (["compare"], "RUN"),
         (["list", "atacks"], "attacks"),
-        (["list"], "WHAT"),
+        (["list"], "WHAT: got nothing; allowed: systems, attacks"),
         (["attack", "net.py:centres", "--data", "digits", "--out", "a.npz", "--attack", "pgd(linf(8))"], "not 8"),
         (["attack", "net.py:centres", "--data", "digits", "--out", "a.npz", "--attack", "pdg"], "or pgd"),
     ],

@@ -177,7 +177,9 @@ def refuse_unfit(plan: Plan, check: Check) -> None:
 def estimate(plan: Plan, units: Sequence[Unit]) -> str:
     """How much work is left and roughly how long it takes here, from a probe of each model."""
     if not units:
-        return "nothing left to do"
+        return (
+            "nothing left to do" if plan.units() else "nothing to do: no check of this audit can run on what is given"
+        )
     seconds = passes = 0.0
     for name, target in plan.models.items():
         mine = [unit for unit in units if unit.model == name]

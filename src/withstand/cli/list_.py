@@ -22,13 +22,15 @@ SOURCES = (
 
 
 def run(
-    what: Annotated[str, typer.Argument(metavar="WHAT", help=f"One of {', '.join(WHAT)}.")],
+    what: Annotated[str | None, typer.Argument(metavar="WHAT", help=f"One of {', '.join(WHAT)}.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """List the published systems, the components that can be named, the models and the data sets."""
     from withstand.cli.console import show, table
-    from withstand.errors import unknown
+    from withstand.errors import bad, unknown
 
+    if what is None:
+        raise bad("WHAT", "nothing", ", ".join(WHAT))
     if what not in WHAT:
         raise unknown("list", what, WHAT)
     rows = _rows(what)
