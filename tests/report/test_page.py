@@ -177,7 +177,7 @@ def test_better_means_lower_where_lower_is_better():
 def test_of_many_comparisons_of_a_check_those_without_a_clear_change_are_folded():
     def change(check, k, clear):
         return Comparison(
-            "withstood", check, "a", "b", 0.1, 0.05 if clear else -0.05, 0.2, 0.1, 9, condition={"eps": k}
+            "withstood", check, "a", "b", 0.1, 0.05 if clear else -0.05, 0.2, 0.01, 9, condition={"eps": k}
         )
 
     changes = [change("many", k, clear=k == 1) for k in range(1, 7)] + [change("clean", 9, clear=False)]

@@ -42,9 +42,12 @@ def run(
 
 
 def _row(c: Any) -> dict[str, str]:
+    from dataclasses import asdict
+
+    from withstand.report.summary import clear
     from withstand.report.words import condition
 
-    sure = "" if c.low <= 0 <= c.high else ("better" if c.difference > 0 else "worse")
+    sure = "" if not clear(asdict(c)) else ("better" if c.difference > 0 else "worse")
     return {
         "check": c.check,
         "condition": condition(c.condition),

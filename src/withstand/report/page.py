@@ -183,7 +183,7 @@ def _comparisons(card: dict[str, Any]) -> dict[tuple[str, str], list[dict[str, A
     made = []
     for c in card["comparisons"]:
         unit, better = summary.unit_of(card, c["check"], c["metric"])
-        sure = c["low"] > 0 or c["high"] < 0
+        sure = summary.clear(c)
         up = (c["difference"] > 0) == (better != "lower")
         made.append(
             {

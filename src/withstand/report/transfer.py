@@ -21,7 +21,7 @@ _OWN = """
 body { display: block; max-width: 72rem; margin: 0 auto; padding: 1.5rem; }
 main { display: block; }
 td { white-space: nowrap; }
-.across { overflow-x: auto; }
+.across { overflow-x: auto; margin-bottom: 1rem; }
 """
 """One column, where the page of an audit has its contents at the side."""
 
