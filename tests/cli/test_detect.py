@@ -64,6 +64,12 @@ def test_what_does_not_fit_is_said(withstand, home, more, said):
     assert not (home / "x").exists()
 
 
+def test_inputs_of_a_size_that_the_model_does_not_take_are_refused(withstand, fitted):
+    done = withstand("detect", "score", str(fitted), "net.py:centres", "--data", "digits", "--size", "12")
+    assert done.code == 2
+    assert "does not fit digits: the model fails on inputs" in done.err
+
+
 def test_a_folder_of_something_else_is_refused_before_the_fit(withstand, home, monkeypatch):
     (home / "mine").mkdir()
     (home / "mine" / "notes.txt").write_text("mine")

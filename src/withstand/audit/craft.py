@@ -162,6 +162,9 @@ def _refuse(plan: Plan, name: str, attack: Any, png: bool) -> None:
             f"an attack that makes do with {', '.join(sorted(target.access))}",
             "See: withstand list attacks",
         )
+    wanted = plan.checks["craft"].task
+    if target.task != wanted:
+        raise bad("attack", f"{attack!r} on {name}, which does {target.task}", f"a model that does {wanted}")
     shape = plan.data.space.shape or ()
     if png and (len(shape) != 3 or shape[0] not in (1, 3)):
         raise bad("out", f"PNG files for inputs of shape {shape}", "images with 1 or 3 channels", "Write an .npz.")

@@ -181,7 +181,7 @@ def _last_norm(module: nn.Module, x: Tensor) -> tuple[str, _BatchNorm]:
             handle.remove()
     if not ran:
         mend = """For others: bats(DETECTOR, where="penultimate"), with statistics of trusted examples."""
-        raise bad("bats", "a model without batch norm", "one with it", mend)
+        raise bad("bats", "a model without batch norm", "a model with batch norm", mend)
     return ran[-1], norms[ran[-1]]
 
 
