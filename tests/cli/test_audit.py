@@ -111,6 +111,7 @@ def test_an_unreadable_requirement_is_refused_before_any_work(withstand, home, r
         (["audit", "net.py:centres", "--data", "digits", "--checks", "clean:bin=3"], "Did you mean bins"),
         (["audit", "net.py:centres", "--data", "digits", "--checks", "robust(evil.call())"], "component"),
         (["audit", "net.py:centres", "--data", "digits", "--checks", "robust(linf(8))"], "write 8/255, not 8"),
+        (["audit", "net.py:centres", "--data", "digits", "--checks", "clean(examples=0)"], "number >= 1"),
         (["audit", "net.py:centres", "--data", "photos/"], "no file or folder"),
         (
             ["audit", "net.py:centres", "--data", "digits", "--checks", "clean", "--engine", "lokal"],

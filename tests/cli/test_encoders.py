@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 
 def test_an_encoder_is_trained_probed_and_audited(withstand, home):
     few = ("--data", "digits", "--limit", "120", "--epochs", "1", "--batch", "40", "--validation", "0")
@@ -22,3 +24,13 @@ def test_an_encoder_is_trained_probed_and_audited(withstand, home):
         "audit", "artefact:probe", "--data", "digits", "--limit", "20", "--checks", "clean", "--out", "run"
     )
     assert done.code in (0, 1), done.err
+
+
+@pytest.mark.parametrize("verb", [("harden", "net.py:centres"), ("fit-attack", "bia", "net.py:centres")])
+def test_a_folder_of_something_else_is_no_place_for_a_training(withstand, home, verb):
+    (home / "photos").mkdir()
+    (home / "photos" / "cat.png").touch()
+    done = withstand(*verb, "--data", "digits", "--limit", "40", "--epochs", "1", "--out", "photos")
+    assert done.code == 2
+    assert "photos, which holds cat.png and no training" in done.err
+    assert [p.name for p in (home / "photos").iterdir()] == ["cat.png"]

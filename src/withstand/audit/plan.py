@@ -163,6 +163,8 @@ def make_plan(
 
 def refuse_unfit(plan: Plan, check: Check) -> None:
     """Refuse a radius beyond the range of the input, and let a check's attack refuse what does not fit models or data."""
+    if check.examples is not None and check.examples < 1:
+        raise bad("examples", check.examples, "a whole number >= 1, or None for all")
     attack = getattr(check, "attack", None)
     threat, box = getattr(check, "threat", getattr(attack, "threat", None)), plan.data.space.box
     if isinstance(threat, Linf) and isinstance(threat.eps, float) and box and threat.eps > box[1] - box[0]:
