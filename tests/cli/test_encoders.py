@@ -15,6 +15,9 @@ def test_an_encoder_is_trained_probed_and_audited(withstand, home):
     held = json.loads((home / "probe" / "artefact.json").read_text())
     assert [text.split("(")[0] for text in held["wraps"]] == ["contrastive", "linear_probe"]
     attack = ("--attack", "pgd:steps=2,eps=0.05", "--data", "digits", "--limit", "20", "--out", "found")
+    refused = withstand("harden", "artefact:encoder", *few, "--recipe", "standard", "--out", "tuned")
+    assert refused.code == 2
+    assert "which does embedding; allowed: a classifier. The recipe linear_probe" in refused.err
     refused = withstand("attack", "artefact:encoder", *attack)
     assert refused.code == 2
     assert "which does embedding; allowed: a model that does classification" in refused.err
