@@ -19,7 +19,7 @@ from withstand.errors import BadInput, bad, unknown
 from withstand.files import slug
 from withstand.models import as_target, check_compatible, frozen, load_model
 from withstand.models.threads import suited_threads
-from withstand.protocols import Dataset, Target
+from withstand.protocols import Dataset, Space, Target
 from withstand.registry import entries
 from withstand.threats import Linf
 
@@ -130,8 +130,8 @@ def make_plan(
     targets = placed(models, device)
     examples = as_dataset(data, targets.values())
     for name, target in targets.items():
-        check_compatible(target, examples)  # an endpoint learns here what it returns, and so what it allows
-        targets[name] = _ranged(target, examples)
+        answered = check_compatible(target, examples)  # an endpoint learns here what it returns, and so what it allows
+        targets[name] = _told(target, examples, answered)
     access = frozenset().union(*(t.access for t in targets.values()))
     tasks = {t.task for t in targets.values()}
     chosen = checks_of(preset, checks, examples.space, given or {}, access, tasks)
@@ -295,12 +295,18 @@ def _like(name: str, data: Dataset, split: str) -> Dataset:
     return load_data(name, split=split, size=shape[1], channels=shape[0])
 
 
-def _ranged(target: Target, data: Dataset) -> Target:
-    """A model that does not say what it takes, for data without a range: it has none either."""
-    if target.space.shape is not None or data.space.box is not None or target.space.box is None:
+def _told(target: Target, data: Dataset, answered: Space) -> Target:
+    """A model that does not say what it takes and returns: without a range for data without one, and with the classes that
+    it answered with."""
+    changes: dict[str, Any] = {}
+    if target.space.shape is None and data.space.box is None and target.space.box is not None:
+        changes["box"] = None
+    if target.space.classes is None and target.module is not None and target.task == "classification":
+        changes["classes"] = answered.classes
+    if not changes:
         return target
     found: Any = copy.copy(target)
-    found.space = replace(target.space, box=None)
+    found.space = replace(target.space, **changes)
     return found
 
 
