@@ -54,6 +54,11 @@ def test_unknown_arguments_name_the_nearest():
         replace(PGD(), stepz=3)
 
 
+def test_what_belongs_to_a_held_component_is_told_so():
+    with pytest.raises(BadInput, match=r"eps belongs to its threat: write pgd\(threat=linf\(eps=...\)\) or pgd:eps="):
+        parse("pgd(eps=0.1)")
+
+
 def test_components_are_frozen_comparable_and_hashable_by_text():
     with pytest.raises(AttributeError):
         PGD().steps = 3  # type: ignore[misc]

@@ -123,7 +123,15 @@ def _readable(error: Any, name: str, cls: type) -> BadInput:
     for item in error.errors():
         field = ".".join(str(part) for part in item["loc"][:1])
         if item["type"] in {"unexpected_keyword_argument", "unexpected_positional_argument"}:
-            lines.append(str(unknown(f"{name}: argument", field, [f.name for f in dataclasses.fields(cls) if f.init])))
+            own = [f for f in dataclasses.fields(cls) if f.init]
+            held: dict[str, Any] = {
+                f.name: f.default for f in own if is_component(f.default) and hasattr(f.default, field)
+            }
+            for part, default in held.items():
+                inner = f"{part}={default.component_name}({field}=...)"
+                lines.append(f"{name}: {field} belongs to its {part}: write {name}({inner}) or {name}:{field}=...")
+            if not held:
+                lines.append(str(unknown(f"{name}: argument", field, [f.name for f in own])))
         else:
             cause = item.get("ctx", {}).get("error")
             ours = isinstance(cause, BadInput)

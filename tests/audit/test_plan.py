@@ -158,3 +158,11 @@ def test_checks_by_hand_are_taken_as_they_are_and_numbered():
         checks_of(checks=[])
     with pytest.raises(BadInput, match="Did you mean quick"):
         checks_of("quik")
+
+
+def test_a_model_that_does_not_say_has_the_classes_that_it_answers_with(data):
+    own = ws.models.as_target(net())
+    plan = make_plan({"net": own}, data, checks=["clean"])
+    assert plan.models["net"].space.classes == 10
+    assert plan.models["net"].fingerprint() == own.fingerprint()
+    assert own.space.classes is None

@@ -110,6 +110,9 @@ def test_an_unreadable_requirement_is_refused_before_any_work(withstand, home, r
         (["audit", "net.py:centres", "--data", "digits", "--checks", "claen"], "Did you mean clean"),
         (["audit", "net.py:centres", "--data", "digits", "--checks", "clean:bin=3"], "Did you mean bins"),
         (["audit", "net.py:centres", "--data", "digits", "--checks", "robust(evil.call())"], "component"),
+        (["audit", "net.py:centres", "--data", "digits", "--checks", "robust(linf(8))"], "write 8/255, not 8"),
+        (["audit", "net.py:centres", "--data", "digits", "--checks", "clean(examples=0)"], "number >= 1"),
+        (["audit", "net.py:centres", "--data", "photos/"], "no file or folder"),
         (
             ["audit", "net.py:centres", "--data", "digits", "--checks", "clean", "--engine", "lokal"],
             "Did you mean local",
@@ -128,6 +131,8 @@ def test_an_unreadable_requirement_is_refused_before_any_work(withstand, home, r
         (["compare", "nowhere"], "withstand audit"),
         (["compare"], "RUN"),
         (["list", "atacks"], "attacks"),
+        (["list"], "WHAT: got nothing; allowed: systems, attacks"),
+        (["attack", "net.py:centres", "--data", "digits", "--out", "a.npz", "--attack", "pgd(linf(8))"], "not 8"),
         (["attack", "net.py:centres", "--data", "digits", "--out", "a.npz", "--attack", "pdg"], "or pgd"),
     ],
 )

@@ -52,7 +52,7 @@ def test_detectors_are_judged_by_every_notion(withstand, home, fitted):
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (("evaluate", "nowhere", "net.py:centres", "--data", "digits"), "a folder of detectors"),
+        (("evaluate", "nowhere", "net.py:centres", "--data", "digits"), "nowhere, which has no detectors.json"),
         (("fit", "net.py:centres", "--data", "digits", "--detector", "mpsa", "--out", "x"), "Did you mean msp"),
         (("fit", "net.py:centres", "--data", "digits", "--held", "2", "--out", "x"), "between 0 and 1"),
     ],
@@ -62,6 +62,12 @@ def test_what_does_not_fit_is_said(withstand, home, more, said):
     assert done.code == 2
     assert said in done.err
     assert not (home / "x").exists()
+
+
+def test_inputs_of_a_size_that_the_model_does_not_take_are_refused(withstand, fitted):
+    done = withstand("detect", "score", str(fitted), "net.py:centres", "--data", "digits", "--size", "12")
+    assert done.code == 2
+    assert "does not fit digits: the model fails on inputs" in done.err
 
 
 def test_a_folder_of_something_else_is_refused_before_the_fit(withstand, home, monkeypatch):

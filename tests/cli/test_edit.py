@@ -40,7 +40,7 @@ def test_a_folder_is_edited_and_again_is_done(withstand, photos):
     assert (photos / "edited" / "images" / "a" / "one.png").stat().st_mtime_ns == stamp
     other = withstand(*asked[:-4], "--seed", "4", "--out", "edited")
     assert other.code == 2
-    assert "other seed were at work" in other.err
+    assert "of a run with other seed" in other.err
 
 
 def test_what_was_skipped_is_said(withstand, photos):

@@ -54,6 +54,20 @@ def test_what_was_built_is_asked_with_a_data_set_and_with_files(withstand, home,
     assert "distance" in lines[0]
 
 
+def test_pictures_of_another_shape_are_brought_to_that_of_the_index_or_refused(withstand, home, built):
+    (home / "photos").mkdir()
+    Image.fromarray(np.full((20, 24, 3), 128, np.uint8)).save(home / "photos" / "a.png")
+    net = ("net.py:centres", "--task", "embedding", "--data", str(home / "photos"))
+    done = withstand("index", "query", str(built), *net, "-k", "2")
+    assert done.code == 0, done.err
+    assert "brought to 1 x 8 x 8" in done.err
+    assert len(done.out.splitlines()) == 3
+    done = withstand("index", "build", *net, "--out", str(home / "other"))
+    assert done.code == 2
+    assert "net.py:centres fails on inputs [1, 3, 20, 24]" in done.err
+    assert not (home / "other").exists()
+
+
 def test_codes_have_a_binary_index(withstand, home, built):
     made = withstand(
         *("index", "build", "nets.py:hashed", "--task", "hashing", "--data", "digits", "--limit", "50"),

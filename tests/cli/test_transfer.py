@@ -81,7 +81,7 @@ def test_several_values_can_be_written_in_any_way(withstand, home):
         (("--attacks", "square"), "attacks that follow gradients"),
         (("--attacks", "mi", "mi"), "each attack once"),
         (("--targets", "c", "no=net.py:series"), "no does not fit digits: the model fails on inputs [4, 1, 8, 8]"),
-        (("--targets", "elsewhere"), "cannot read 'elsewhere'"),
+        (("--targets", "elsewhere"), "the NAME of a surrogate: c"),
         (("--threat", "linf"), "a threat with a radius"),
     ],
 )

@@ -1,6 +1,7 @@
 """`withstand --help`, `list`, `attack` and the demo."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -86,6 +87,13 @@ def test_attack_writes_examples_that_are_read_back_as_data(withstand, home):
     again = withstand("audit", "net.py:centres", "--data", "adv.npz", "--checks", "clean", "--format", "json")
     metric = json.loads(again.out)["results"][0]["metrics"][0]
     assert metric["value"] == pytest.approx(1 - share)
+    passes = int(re.search(r"1 piece of work, at most ([\d,]+) passes", done.err)[1].replace(",", ""))
+    assert 40 * 5 < passes < 40 * 20  # of 40 images and 5 steps
+
+
+def test_the_package_runs_as_a_module(withstand):
+    done = subprocess.run([sys.executable, "-m", "withstand", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == withstand("--version").out
 
 
 def test_last_iterates_are_judged_by_the_model(withstand, home):

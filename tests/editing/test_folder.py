@@ -129,11 +129,11 @@ def test_another_command_into_the_folder_is_refused(folder):
     ws.edit(folder / "photos", folder / "out", **given)
     before = everything(folder / "out")
     for more in ({"seed": 1}, {"size": 0.1}, {"background": "random"}, {"variant": "published"}, {"masks": None}):
-        with pytest.raises(BadInput, match="were at work"):
+        with pytest.raises(BadInput, match="of a run with other"):
             ws.edit(folder / "photos", folder / "out", **given | more)
     photo(9)[0].save(folder / "photos" / "cat" / "e.png")
     photo(9)[1].save(folder / "masks" / "cat" / "e.png")
-    with pytest.raises(BadInput, match="other pictures were at work"):
+    with pytest.raises(BadInput, match="of a run with other pictures"):
         ws.edit(folder / "photos", folder / "out", **given)
     assert everything(folder / "out") == before
     with pytest.raises(BadInput, match="holds something else"):

@@ -201,7 +201,7 @@ def test_two_files_of_one_name_do_not_meet(tmp_path):
         (":mak", r"factory: there is no 'mak'. Did you mean make"),
         ("", r"my net\.py:factory. Functions of that file: Net, make, number, broken"),
         (":number", r"number\(\): got a int; allowed: a torch\.nn\.Module"),
-        (":broken", r"broken\(\) failed: RuntimeError: no such layer"),
+        (":broken", r"broken\(\) failed: RuntimeError: no such layer \(my net\.py, line 19\)"),
     ],
 )
 def test_files_without_the_right_factory_are_refused(file, end, said):

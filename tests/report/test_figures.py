@@ -61,6 +61,16 @@ def test_the_band_of_a_curve_spans_its_interval():
     assert found[4:] == pytest.approx(LINE["high"][::-1], abs=0.002)
 
 
+def test_the_diagonal_of_a_curve_is_where_both_axes_read_the_same():
+    drawn = figures.curve("f", "t", [(0, "a", curve_data(x=[0.2, 0.4, 0.6, 0.9], diagonal=True))]).wide
+    (line,) = [e for e in parts(drawn, "line", "base") if e.get("stroke-dasharray")]
+    x, y = scale(drawn, "middle", "x"), scale(drawn, "end", "y")
+    for end in "12":
+        assert x(float(line.get(f"x{end}"))) == pytest.approx(y(float(line.get(f"y{end}")) + 4), abs=0.005)
+    plain = figures.curve("f", "t", [(0, "a", curve_data())]).wide
+    assert not [e for e in parts(plain, "line", "base") if e.get("stroke-dasharray")]
+
+
 def test_a_missing_value_breaks_the_line_and_is_not_drawn_as_zero():
     data = curve_data(series=[{"name": "pgd", "y": [0.9, None, 0.4, 0.1], "low": [None] * 4, "high": [None] * 4}])
     drawing = figures.curve("f", "t", [(0, "a", data)])
@@ -227,6 +237,13 @@ def test_cells_of_a_heat_map_lie_in_their_row_and_column_and_carry_their_value()
     assert cells[0].get("y") == cells[1].get("y")
     assert cells[0].get("x") == cells[2].get("x")
     assert cells[3].get("data-tip") == "row 1, 1: 44.4%"
+
+
+def test_labels_of_a_narrow_heat_map_are_written_whole():
+    data = heat([[0.5], [0.5]], rows=["elastic_transform", "jpeg_compression"])
+    drawing = heatmaps.heatmap("f", "t", data, (0, 1))
+    for picture in (drawing.wide, drawing.narrow):
+        assert {e.text for e in parts(picture, "text", "end")} == {"elastic transform", "jpeg compression"}
 
 
 def test_heat_maps_of_several_models_share_their_scale():

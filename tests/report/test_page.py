@@ -177,7 +177,7 @@ def test_better_means_lower_where_lower_is_better():
 def test_of_many_comparisons_of_a_check_those_without_a_clear_change_are_folded():
     def change(check, k, clear):
         return Comparison(
-            "withstood", check, "a", "b", 0.1, 0.05 if clear else -0.05, 0.2, 0.1, 9, condition={"eps": k}
+            "withstood", check, "a", "b", 0.1, 0.05 if clear else -0.05, 0.2, 0.01, 9, condition={"eps": k}
         )
 
     changes = [change("many", k, clear=k == 1) for k in range(1, 7)] + [change("clean", 9, clear=False)]
@@ -374,3 +374,19 @@ def test_a_scorecard_writes_its_page_itself(run):
     path = Scorecard.from_json(card, folder).to_html()
     assert path == folder / "report.html"
     assert card["run"] in path.read_text(encoding="utf-8")
+
+
+def test_captions_that_differ_say_whose_they_are():
+    def card(*captions):
+        data = {"x_label": "x", "y_label": "y", "x": [0, 1], "series": [{"name": "s", "y": [0.1, 0.2]}]}
+        results = [
+            CheckResult(name, "c", "C", "c()", figures=[Figure("curve", "F", data, caption)])
+            for name, caption in zip("ab", captions)
+        ]
+        return render(Scorecard("r", models={"a": {}, "b": {}}, results=results).to_json(), "")
+
+    apart, alike = card("Of 7 images.", "Of 9 images."), card("Of 7 images.", "Of 7 images.")
+    assert "a: Of 7 images." in apart
+    assert "b: Of 9 images." in apart
+    assert alike.count("Of 7 images.") == 1
+    assert "a: Of 7" not in alike

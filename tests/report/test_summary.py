@@ -1,3 +1,5 @@
+import pytest
+
 from withstand.audit.scorecard import CheckResult, Comparison, Scorecard
 from withstand.protocols import Flag, Metric
 from withstand.report import summary
@@ -108,3 +110,17 @@ def test_a_model_that_lacks_a_metric_says_why():
     made = Scorecard("r", models={"a": {}, "b": {}, "d": {}}, results=[done, skipped]).to_json()
     (row,) = summary.groups(made)[0].rows
     assert [row.cells[n].reason for n in "abd"] == ["", "needs guide", "not part of this run"]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "p", "clear"),
+    [
+        (0.03, 0.17, 0.013, True),
+        (-0.17, -0.03, 0.013, True),
+        (0.006, 0.151, 0.057, False),
+        (-0.01, 0.2, 0.04, False),
+        (None, 0.2, 0.01, False),
+    ],
+)
+def test_a_change_is_clear_where_interval_and_test_both_say_so(low, high, p, clear):
+    assert summary.clear({"low": low, "high": high, "p_value": p}) is clear

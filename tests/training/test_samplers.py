@@ -139,7 +139,7 @@ def test_every_process_gets_its_share_of_both():
         (np.zeros(56, int), 8, "56 labelled of 56"),
         (np.full(56, -1), 8, "0 labelled of 56"),
         (None, 8, "labelled and unlabelled"),
-        (FEW, 15, "multiple of 1 \\+ mu = 4"),
+        (FEW, 15, "multiple of 1 \\+ mu = 4. Take 12"),
     ],
 )
 def test_what_cannot_be_mixed_is_refused(labels, batch, match):

@@ -23,6 +23,7 @@ from torch import Tensor
 from withstand.audit.check import Check, Table
 from withstand.audit.checks.clean import predict
 from withstand.audit.collect import git_state, versions
+from withstand.audit.measure import attack_passes
 from withstand.audit.plan import Plan, make_plan
 from withstand.audit.run import Report, follow
 from withstand.audit.store import Store, scratch
@@ -45,6 +46,9 @@ class Craft(Check):
     @property
     def task(self) -> str:  # type: ignore[override]
         return "retrieval" if self.attack.access == "top_k" else "classification"
+
+    def passes(self, target: Target) -> float:
+        return 1 + self.rounded + attack_passes(self.attack, target)
 
     def rows(
         self, target: Target, shard: Batch, given: Mapping[str, Any], artefact: Any, ctx: Context
@@ -158,6 +162,9 @@ def _refuse(plan: Plan, name: str, attack: Any, png: bool) -> None:
             f"an attack that makes do with {', '.join(sorted(target.access))}",
             "See: withstand list attacks",
         )
+    wanted = plan.checks["craft"].task
+    if target.task != wanted:
+        raise bad("attack", f"{attack!r} on {name}, which does {target.task}", f"a model that does {wanted}")
     shape = plan.data.space.shape or ()
     if png and (len(shape) != 3 or shape[0] not in (1, 3)):
         raise bad("out", f"PNG files for inputs of shape {shape}", "images with 1 or 3 channels", "Write an .npz.")

@@ -19,8 +19,9 @@ from withstand.errors import BadInput, bad, unknown
 from withstand.files import slug
 from withstand.models import as_target, check_compatible, frozen, load_model
 from withstand.models.threads import suited_threads
-from withstand.protocols import Dataset, Target
+from withstand.protocols import Dataset, Space, Target
 from withstand.registry import entries
+from withstand.threats import Linf
 
 SHARD = 128
 """Examples in a unit of work: small enough that a lost one costs little."""
@@ -129,8 +130,8 @@ def make_plan(
     targets = placed(models, device)
     examples = as_dataset(data, targets.values())
     for name, target in targets.items():
-        check_compatible(target, examples)  # an endpoint learns here what it returns, and so what it allows
-        targets[name] = _ranged(target, examples)
+        answered = check_compatible(target, examples)  # an endpoint learns here what it returns, and so what it allows
+        targets[name] = _told(target, examples, answered)
     access = frozenset().union(*(t.access for t in targets.values()))
     tasks = {t.task for t in targets.values()}
     chosen = checks_of(preset, checks, examples.space, given or {}, access, tasks)
@@ -161,8 +162,14 @@ def make_plan(
 
 
 def refuse_unfit(plan: Plan, check: Check) -> None:
-    """Let a check's attack refuse what it was given and does not fit the models or the data."""
+    """Refuse a radius beyond the range of the input, and let a check's attack refuse what does not fit models or data."""
+    if check.examples is not None and check.examples < 1:
+        raise bad("examples", check.examples, "a whole number >= 1, or None for all")
     attack = getattr(check, "attack", None)
+    threat, box = getattr(check, "threat", getattr(attack, "threat", None)), plan.data.space.box
+    if isinstance(threat, Linf) and isinstance(threat.eps, float) and box and threat.eps > box[1] - box[0]:
+        allowed = f"a radius of at most {box[1] - box[0]:g}, the width of the range of the inputs"
+        raise bad("threat", repr(threat), allowed, "Radii are in input units: write 8/255, not 8.")
     if isinstance(attack, Attack) and type(attack).refuse is not Attack.refuse:
         for target in plan.models.values():
             if plan.obstacle(target, check) is None and attack.access in target.access:
@@ -172,7 +179,9 @@ def refuse_unfit(plan: Plan, check: Check) -> None:
 def estimate(plan: Plan, units: Sequence[Unit]) -> str:
     """How much work is left and roughly how long it takes here, from a probe of each model."""
     if not units:
-        return "nothing left to do"
+        return (
+            "nothing left to do" if plan.units() else "nothing to do: no check of this audit can run on what is given"
+        )
     seconds = passes = 0.0
     for name, target in plan.models.items():
         mine = [unit for unit in units if unit.model == name]
@@ -181,8 +190,9 @@ def estimate(plan: Plan, units: Sequence[Unit]) -> str:
             check = plan.checks[unit.check]
             cost = check.passes(target) * len(plan.positions(unit))
             passes, seconds = passes + cost, seconds + cost * each
+    pieces = f"{len(units)} piece{'s' if len(units) > 1 else ''} of work"
     return (
-        f"{len(units)} pieces of work, at most {passes:,.0f} passes of one example, {_duration(seconds)} on this device; "
+        f"{pieces}, at most {passes:,.0f} passes of one example, {_duration(seconds)} on this device; "
         "examples that break early make it shorter"
     )
 
@@ -285,12 +295,18 @@ def _like(name: str, data: Dataset, split: str) -> Dataset:
     return load_data(name, split=split, size=shape[1], channels=shape[0])
 
 
-def _ranged(target: Target, data: Dataset) -> Target:
-    """A model that does not say what it takes, for data without a range: it has none either."""
-    if target.space.shape is not None or data.space.box is not None or target.space.box is None:
+def _told(target: Target, data: Dataset, answered: Space) -> Target:
+    """A model that does not say what it takes and returns: without a range for data without one, and with the classes that
+    it answered with."""
+    changes: dict[str, Any] = {}
+    if target.space.shape is None and data.space.box is None and target.space.box is not None:
+        changes["box"] = None
+    if target.space.classes is None and target.module is not None and target.task == "classification":
+        changes["classes"] = answered.classes
+    if not changes:
         return target
     found: Any = copy.copy(target)
-    found.space = replace(target.space, box=None)
+    found.space = replace(target.space, **changes)
     return found
 
 

@@ -82,4 +82,7 @@ def run(
         show(made)
     else:
         reached = f"{share['value']:.1%} (95 % interval {share['low']:.1%} to {share['high']:.1%})"
-        show(f"{made['attack']}: reached its goal on {reached} of {share['n']} examples; written to {out}")
+        show(
+            f"{made['attack']}: reached its goal on {reached} of {share['n']} examples, "
+            f"counting those that needed no change; written to {out}"
+        )

@@ -14,8 +14,9 @@ def run(
         list[str] | None,
         typer.Argument(
             metavar="[NAME=]MODEL...",
-            help="timm:NAME, torchvision:NAME, hf:REPO, FILE.py:FACTORY, FILE.onnx or http(s)://.../predict; the first "
-            "is what the others are compared with. None at all, or `demo`: the embedded demo.",
+            help="timm:NAME, torchvision:NAME, hf:REPO, zoo:NAME, FILE.py:FACTORY, artefact:FOLDER, FILE.onnx or "
+            "http(s)://.../predict; the first is what the others are compared with. None at all, or `demo`: the "
+            "embedded demo.",
         ),
     ] = None,
     data: Annotated[

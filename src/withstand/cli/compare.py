@@ -42,11 +42,15 @@ def run(
 
 
 def _row(c: Any) -> dict[str, str]:
-    sure = "" if c.low <= 0 <= c.high else ("better" if c.difference > 0 else "worse")
-    condition = ", ".join(v if isinstance(v, str) else f"{k} {v:.4g}" for k, v in c.condition.items())
+    from dataclasses import asdict
+
+    from withstand.report.summary import clear
+    from withstand.report.words import condition
+
+    sure = "" if not clear(asdict(c)) else ("better" if c.difference > 0 else "worse")
     return {
         "check": c.check,
-        "condition": condition,
+        "condition": condition(c.condition),
         "from": c.before,
         "to": c.after,
         "withstood": f"{100 * c.difference:+.1f} points",
@@ -54,8 +58,8 @@ def _row(c: Any) -> dict[str, str]:
         "p": f"{c.p_value:.2g}",
         "n": str(c.n),
         "": sure,
-        "only after": _ids(c.gained),
-        "only before": _ids(c.lost),
+        "right only after": _ids(c.gained),
+        "right only before": _ids(c.lost),
     }
 
 

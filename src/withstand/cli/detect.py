@@ -183,12 +183,18 @@ def _sample(
     made: Any, data: str, split: str, limit: int | None, size: int | None, channels: int | None, root: Path | None
 ) -> Any:
     """A data set in the shape that the detectors were fitted on."""
+    from withstand.cli.console import say
     from withstand.cli.specs import load_sample
+    from withstand.models import check_compatible
 
     shape = made.origin["shape"]
     if len(shape) == 3:
+        if Path(data).is_dir() and not (size or channels):
+            say(f"{data}: images are brought to {' x '.join(map(str, shape))}, as those that the detectors know")
         size, channels = size or shape[-1], channels or shape[0]
-    return load_sample(data, split, limit, size, channels, root)
+    examples = load_sample(data, split, limit, size, channels, root)
+    check_compatible(made.bank.target, examples, labels=False)
+    return examples
 
 
 def _named(texts: list[str], option: str) -> list[tuple[str, str]]:

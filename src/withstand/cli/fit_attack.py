@@ -56,7 +56,7 @@ def run(
     from withstand.attacks.fit import fit_attack, refuse_fresh
     from withstand.cli.console import resumable, say, show
     from withstand.cli.specs import load_sample, load_to_train, split_name
-    from withstand.cli.training import drawn, outcome
+    from withstand.cli.training import drawn, outcome, refuse_occupied
     from withstand.files import slug
     from withstand.registry import parse
     from withstand.training.logs import logger as logger_of
@@ -66,6 +66,7 @@ def run(
     if weights is None:
         refuse_fresh(made, spec, scratch)
     folder = out or Path("runs") / f"{made.component_name}-{slug(name or spec)}-{slug(Path(data).name)}"
+    refuse_occupied(folder)
     given: dict[str, Any] = {
         "epochs": epochs,
         "batch": batch,

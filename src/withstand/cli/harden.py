@@ -85,7 +85,7 @@ def run(
     """
     from withstand.cli.console import Format, print_card, progress, resumable, say, show
     from withstand.cli.specs import load_sample, load_to_train, split_name
-    from withstand.cli.training import drawn, outcome
+    from withstand.cli.training import drawn, outcome, refuse_occupied
     from withstand.files import slug
     from withstand.hardening.harden import harden
     from withstand.registry import parse
@@ -123,9 +123,12 @@ def run(
         checks_of(audit, None)
     name, spec = split_name(model)
     folder = out or Path("runs") / f"{slug(name or spec)}-{slug(Path(data).name)}-{made.component_name}"
+    refuse_occupied(folder)
     loggers = [logger_of(which, folder / which) for which in logger or []]
     examples = load_sample(data, split, limit, size, channels, root, download, series)
     target = load_to_train(model, examples, scratch, weights, mean, std, classes, allow_pickle)
+    threat = getattr(getattr(made, "attack", None), "threat", None)
+    say(f"{made!r}" + (f" against {threat!r}" if threat is not None else ""))
     with resumable(f"The same command continues in {folder}"):
         with drawn() as draw:
             after = harden(

@@ -90,7 +90,7 @@ def query(
 ) -> None:
     """Find the items nearest to images. The model must be the one that made the index, with the same weights."""
     from withstand import index
-    from withstand.cli.console import show, table
+    from withstand.cli.console import say, show, table
     from withstand.cli.specs import load_sample
     from withstand.errors import bad
 
@@ -106,6 +106,9 @@ def query(
     else:
         assert data is not None
         examples = load_sample(data, split, limit, size, channels, root)
+        if len(made_for) == 3 and size is channels is None and list(examples.space.shape or ()) != list(made_for):
+            say(f"{data}: images are brought to {' x '.join(map(str, made_for))}, as those of the index")
+            examples = load_sample(data, split, limit, made_for[-1], made_for[0], root)
         names = [f"{examples.name} #{i}" for i in examples.positions.tolist()]
     answers: list[dict[str, Any]] = []
     for begin in range(0, len(examples), 256):

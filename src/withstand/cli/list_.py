@@ -13,20 +13,24 @@ SOURCES = (
     ("torchvision:NAME", "any classifier of torchvision", ""),
     ("hf:REPO_OR_FOLDER", "image classifiers of transformers", "hf"),
     ("FILE.py:FACTORY", "a function that returns a torch module", ""),
+    ("artefact:FOLDER", "what `withstand harden --out` wrote, or a classifier by nearest neighbours", ""),
     ("FILE.onnx", "an exported graph (scores only)", "onnx"),
     ("http(s)://.../predict", "an endpoint that answers batches in JSON (black-box)", ""),
+    ("http(s)://.../retrieve", "an image search, with --task retrieval", ""),
 )
 """Where models come from."""
 
 
 def run(
-    what: Annotated[str, typer.Argument(metavar="|".join(WHAT), help="What to list.")],
+    what: Annotated[str | None, typer.Argument(metavar="WHAT", help=f"One of {', '.join(WHAT)}.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """List the published systems, the components that can be named, the models and the data sets."""
     from withstand.cli.console import show, table
-    from withstand.errors import unknown
+    from withstand.errors import bad, unknown
 
+    if what is None:
+        raise bad("WHAT", "nothing", ", ".join(WHAT))
     if what not in WHAT:
         raise unknown("list", what, WHAT)
     rows = _rows(what)

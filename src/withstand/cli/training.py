@@ -3,9 +3,13 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+from withstand.errors import bad
+
 ROWS = 12
+_BEGUN = ("checkpoints", "history.csv", "tensorboard")  # what may lie there before `training.json` does
 
 
 @contextmanager
@@ -19,6 +23,16 @@ def drawn() -> Iterator[Any]:
 
     with Live(console=Console(stderr=True), refresh_per_second=4, transient=True) as live:
         yield lambda moment: live.update(_table(moment))
+
+
+def refuse_occupied(folder: Path) -> None:
+    """Raises: BadInput, before any work, for a file and for a folder that holds something else than a training."""
+    if folder.exists() and not folder.is_dir():
+        raise bad("out", f"{folder}, a file", "a folder")
+    if not folder.is_dir() or (folder / "training.json").is_file():
+        return
+    if strangers := sorted(p.name for p in folder.iterdir() if p.name not in _BEGUN):
+        raise bad("out", f"{folder}, which holds {strangers[0]} and no training", "a new folder, or that of a training")
 
 
 def outcome(history: list[dict[str, Any]], best: int | None) -> str:
@@ -65,7 +79,7 @@ def _line(row: dict[str, Any], best: int | None) -> dict[str, str]:
         if _share(key):
             texts[key.replace("_", " ")] = f"{value:.1%}"
         elif key not in ("epoch", "step", "lr"):
-            texts[key.replace("_", " ")] = f"{value:.4g}"
+            texts[key.replace("_", " ")] = f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"
     return texts
 
 

@@ -62,10 +62,14 @@ def run(
     from withstand.cli.console import progress, resumable, say, show
     from withstand.cli.specs import load_models, load_sample, split_name
     from withstand.cli.values import listed
+    from withstand.errors import bad
     from withstand.report.transfer import markdown
 
     with resumable("The same command continues."), progress() as report:
         known = {name: text for text in surrogates if (name := split_name(text)[0])}
+        for text in targets:
+            if text not in known and not set(":./") & set(text):
+                raise bad("--targets", repr(text), f"[NAME=]MODEL, or the NAME of a surrogate: {', '.join(known)}")
         targets = [known.get(text, text) for text in targets]
         every = list(dict.fromkeys([*surrogates, *targets]))
         loaded, _ = load_models(every, weights, mean, std, None, allow_pickle, classes=classes)

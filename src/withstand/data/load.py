@@ -66,6 +66,10 @@ def load_data(
         entry = catalogue.find(str(name_or_path))
     except BadInput as error:
         if not path.exists():
+            if "/" in str(name_or_path) or path.suffix:
+                raise bad(
+                    "data", f"{name_or_path}, which is no file or folder", "one that is, or a named set"
+                ) from None
             raise BadInput(f"{error} (nor is there a file or folder {str(path)!r})") from None
         if series not in (None, *get_args(Scaling)):
             raise bad("series", repr(series), '"normalised", "raw" or None') from None

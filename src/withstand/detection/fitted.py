@@ -81,9 +81,9 @@ class FittedDetectors:
     def scored(self, data: Any) -> Scored:
         """Scores, predictions and labels of a whole data set, or what `load_data` reads."""
         examples = load_data(data) if isinstance(data, str) else as_dataset(data)
-        parts = [self._part(examples, at) for at in _blocks(len(examples))]
-        if not parts:
+        if not len(examples):
             raise bad("data", f"{examples.name}, which is empty", "at least one example")
+        parts = [self._part(examples, at) for at in _blocks(len(examples))]
         scores = {name: torch.cat([p.scores[name] for p in parts]) for name in self.names}
         rest = [torch.cat([getattr(p, f) for p in parts]) for f in ("prediction", "confidence", "labels", "ids")]
         return Scored(scores, *rest)
@@ -177,6 +177,8 @@ def load_detectors(folder: str | Path, model: Any) -> FittedDetectors:
     from withstand.models import load_model
 
     folder, mend = Path(folder), "withstand detect fit writes one."
+    if not (folder / FILE).is_file():
+        raise bad("detectors", f"{folder}, which has no {FILE}", "a folder of detectors", mend)
     try:
         said = json.loads((folder / FILE).read_text(encoding="utf-8"))
         tensors = load((folder / "detectors.safetensors").read_bytes())

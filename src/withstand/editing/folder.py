@@ -239,7 +239,10 @@ def _begin(target: Path, settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
             held = {}
         if differs := [k for k in plain if held.get(k) != plain[k]]:
             raise bad(
-                "out", f"{target}, where other {', '.join(differs)} were at work", "the same again", "Take another."
+                "out",
+                f"{target}, of a run with other {', '.join(differs)}",
+                "the same command again",
+                "Take another folder.",
             )
     else:
         write_json(target / _COMMAND, plain)

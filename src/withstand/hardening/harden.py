@@ -85,6 +85,9 @@ def harden(
     if recipe.verb != "harden":
         raise bad("recipe", recipe.component_name, f"a recipe of harden; this one belongs to {recipe.verb}")
     target, module, examples = materials(model, data, scratch)
+    if recipe.labelled and recipe.task == "classification" != target.task:
+        mend = "The recipe linear_probe puts one on an encoder."
+        raise bad("model", f"{target.name}, which does {target.task}", "a classifier", mend)
     space = check_compatible(target, examples, recipe.labelled and recipe.task == "classification")
     if trainer is not None and settings:
         raise bad("settings", ", ".join(settings), "none beside trainer=", "Put them into the trainer.")

@@ -78,6 +78,8 @@ def load(folder: str | Path) -> "Collection":
 
     folder = Path(folder)
     mend = "withstand index build writes one."
+    if not (folder / FILE).is_file():
+        raise bad("index", f"{folder}, which has no {FILE}", "a folder that holds an index", mend)
     try:
         said = json.loads((folder / FILE).read_text(encoding="utf-8"))
         held = tensors((folder / "items.safetensors").read_bytes())

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from withstand.errors import bad
+from withstand.errors import BadInput, WithstandError, bad
 from withstand.models.state import frozen
 from withstand.models.taps import penultimate, see, vectors
 from withstand.models.target import as_target
@@ -52,8 +52,14 @@ class Encoder:
     def __call__(self, x: Tensor) -> Tensor:
         """Vectors or codes of images, on the device of the model."""
         some: Any = next(self._module.parameters(), x)
-        with torch.no_grad(), frozen(self._module):
-            found = torch.cat([self._output(part.to(some.device)) for part in x.split(_BLOCK)])
+        try:
+            with torch.no_grad(), frozen(self._module):
+                found = torch.cat([self._output(part.to(some.device)) for part in x.split(_BLOCK)])
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            if isinstance(error, (WithstandError, torch.OutOfMemoryError)):
+                raise
+            said = str(error).split("\n")[0]
+            raise BadInput(f"{self.name} fails on inputs {list(x.shape)}: {said}") from error
         if not bool(found.isfinite().all()):
             raise bad("model", f"{self.name}, which returns NaN or infinite values", "finite vectors")
         return torch.where(found >= 0, 1.0, -1.0) if self.binary else F.normalize(found.float(), dim=1)

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from traceback import extract_tb
 from typing import Any
 
 from torch import Tensor, nn
@@ -204,7 +205,7 @@ def made_by(place: tuple[str, str]) -> tuple[Any, str]:
         raise bad("model", str(file), f"{file}:factory", f"Functions of that file: {', '.join(functions) or 'none'}.")
     if not hasattr(loaded, factory):
         raise unknown(f"{file}: factory", factory, functions)
-    return _run(f"{file}:{factory}()", getattr(loaded, factory), file.parent), code.decode("utf-8", "replace")
+    return _run(f"{file}:{factory}()", getattr(loaded, factory), file), code.decode("utf-8", "replace")
 
 
 def _imported(name: str, file: Path) -> Any:
@@ -216,22 +217,25 @@ def _imported(name: str, file: Path) -> Any:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and pickle look it up there
     try:
-        _run(str(file), lambda: spec.loader.exec_module(module), file.parent)  # type: ignore[union-attr]
+        _run(str(file), lambda: spec.loader.exec_module(module), file)  # type: ignore[union-attr]
     except BaseException:
         del sys.modules[name]
         raise
     return module
 
 
-def _run(what: str, do: Any, folder: Path) -> Any:
+def _run(what: str, do: Any, file: Path) -> Any:
     """Call the user's code with its folder importable, as it would be if it were run as a script."""
-    sys.path.insert(0, str(folder.resolve()))
+    sys.path.insert(0, str(file.parent.resolve()))
     try:
         return do()
     except (Exception, SystemExit) as error:
-        raise BadInput(f"{what} failed: {type(error).__name__}: {error}") from error
+        lines = [f"{Path(f.filename).name}, line {f.lineno}" for f in extract_tb(error.__traceback__)]
+        own = [line for line in lines if line.startswith(f"{file.name},")]
+        where = f" ({own[-1]})" if own else ""
+        raise BadInput(f"{what} failed: {type(error).__name__}: {error}{where}") from error
     finally:
-        sys.path.remove(str(folder.resolve()))
+        sys.path.remove(str(file.parent.resolve()))
 
 
 def _fetches(spec: str, pretrained: bool | None, state: State) -> bool:
@@ -243,8 +247,8 @@ def _fetches(spec: str, pretrained: bool | None, state: State) -> bool:
 
 def _not_fetched(spec: str, error: object) -> Unavailable:
     return Unavailable(
-        f"{spec}: its published weights could not be fetched: {error}. Without a network, give weights=FILE "
-        "(a copy of them), or pretrained=False for an untrained network."
+        f"{spec}: its published weights could not be fetched: {str(error).rstrip('.')}. Without a network, give "
+        "weights=FILE (a copy of them), or pretrained=False for an untrained network."
     )
 
 

@@ -186,6 +186,10 @@ def _curve(
     for position, text in svg.without_overlap([(x(v), ticks.get(v) or words.bare(v)) for v in x_ticks]):
         inside.append(tag("text", text, class_="tick middle", x=position, y=bottom + 18))
     inside.append(tag("text", data["x_label"], class_="axis middle", x=(left + right) / 2, y=height - 6))
+    if data.get("diagonal"):
+        low, high = max(x.low, y.low), min(x.high, y.high)
+        ends = {"x1": x(low), "y1": y(low), "x2": x(high), "y2": y(high)}
+        inside.append(tag("line", class_="base", **ends, stroke_dasharray="2 4"))
     inside += [_line(s, x, y, ticks, unit) for s in drawn]
     return inside + (_labels(drawn, x, y, right, top, bottom) if labelled else [])
 

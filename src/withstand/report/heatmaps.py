@@ -6,10 +6,11 @@ from typing import Any
 from markupsafe import Markup
 
 from withstand.report import svg, words
-from withstand.report.figures import NARROW, Drawing, both, picture
+from withstand.report.figures import NARROW, WIDE, Drawing, both, picture
 from withstand.report.svg import tag
 
 _MOST_CELLS = 2500
+_ACROSS = 56.0
 _INVERTED = 0.775  # from this darkness on, white reads better than black on the page's heat colour (dark theme: black)
 
 
@@ -70,9 +71,10 @@ def _heatmap(
     data: dict[str, Any], unit: str, scale: tuple[float, float], width: int
 ) -> tuple[list[Markup], float, float]:
     rows, columns, better = data["rows"], data["columns"], data.get("better", "higher")
-    texts = [svg.shortened(str(r).replace("_", " "), 0.36 * NARROW) for r in rows]
+    room = min(0.36 * WIDE, max(0.36 * NARROW, width - 14 - _ACROSS * len(columns)))
+    texts = [svg.shortened(str(r).replace("_", " "), room) for r in rows]
     left, top = max([svg.width_of(t) for t in texts], default=0) + 10, 40
-    across = max(2.0, min(56.0, (width - left - 4) / max(1, len(columns))))
+    across = max(2.0, min(_ACROSS, (width - left - 4) / max(1, len(columns))))
     down = max(3.0, min(23.0, 1200 / max(1, len(rows))))
     right, bottom = left + across * len(columns), top + down * len(rows)
     inside = [tag("text", data["column_label"], class_="axis", x=left, y=14)]

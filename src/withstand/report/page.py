@@ -136,7 +136,10 @@ def _figure(
 ) -> dict[str, Any]:
     """One figure as the template reads it; `parts` has one entry for all models or one for each."""
     data = [(place, model, figure["data"]) for place, model, figure in shown]
-    captions = list(dict.fromkeys(figure["caption"] for _, _, figure in shown if figure["caption"]))
+    said: dict[str, list[str]] = {}
+    for _, model, figure in shown:
+        said.setdefault(figure["caption"], []).append(model)
+    captions = [f"{', '.join(of)}: {text}" if len(said) > 1 else text for text, of in said.items() if text]
     made: dict[str, Any] = {"kind": kind, "title": title, "captions": captions}
     if kind == "curve":
         made["parts"] = [("", figures.curve(name(), title, data))]
@@ -183,7 +186,7 @@ def _comparisons(card: dict[str, Any]) -> dict[tuple[str, str], list[dict[str, A
     made = []
     for c in card["comparisons"]:
         unit, better = summary.unit_of(card, c["check"], c["metric"])
-        sure = c["low"] > 0 or c["high"] < 0
+        sure = summary.clear(c)
         up = (c["difference"] > 0) == (better != "lower")
         made.append(
             {

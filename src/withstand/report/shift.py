@@ -45,7 +45,8 @@ def summary(found: Mapping[str, Any]) -> list[dict[str, str]]:
 
 def notes(found: Mapping[str, Any]) -> list[str]:
     """What to know about each benchmark and model of the table."""
-    lines = [f"{name}: {note}." for name, facts in found["benchmarks"].items() for note in facts["notes"]]
+    lines = ["Accuracies are in per cent, with 95 % intervals."]
+    lines += [f"{name}: {note}." for name, facts in found["benchmarks"].items() for note in facts["notes"]]
     for name in found["benchmarks"]:
         corrupted = any(cell["benchmark"] == name for cell in found["cells"])
         if corrupted and not any(r["benchmark"] == name and r["metric"] == "mean_accuracy" for r in found["results"]):

@@ -124,6 +124,12 @@ def _single(group: Group) -> dict[str, dict[str, Any]]:
     }
 
 
+def clear(comparison: dict[str, Any]) -> bool:
+    """Whether a comparison tells its two models apart, by both readings: an interval without zero, and p below 0.05."""
+    low, high, p = (comparison[key] for key in ("low", "high", "p_value"))
+    return low is not None and high is not None and not low <= 0 <= high and (p is None or p < 0.05)
+
+
 def _mark(row: Row, comparisons: list[dict[str, Any]]) -> None:
     """Mark the best value; "leads" where an interval does not tell it from another model's."""
     metrics = {n: c.metric for n, c in row.cells.items() if c.metric and words.is_number(c.metric["value"])}
@@ -132,14 +138,14 @@ def _mark(row: Row, comparisons: list[dict[str, Any]]) -> None:
     sign = 1 if row.better == "higher" else -1
     first, second = sorted(metrics, key=lambda n: -sign * metrics[n]["value"])[:2]
     if metrics[first]["value"] != metrics[second]["value"]:
-        clear = all(_told_apart(metrics, first, other, comparisons) for other in metrics if other != first)
-        row.cells[first].mark = "best" if clear else "leads"
+        sure = all(_told_apart(metrics, first, other, comparisons) for other in metrics if other != first)
+        row.cells[first].mark = "best" if sure else "leads"
 
 
 def _told_apart(metrics: dict[str, Any], a: str, b: str, comparisons: list[dict[str, Any]]) -> bool:
     paired = next((c for c in comparisons if {c["before"], c["after"]} == {a, b}), None)
     if paired:
-        return paired["low"] > 0 or paired["high"] < 0
+        return clear(paired)
     ends = [metrics[n][end] for n in (a, b) for end in ("low", "high")]
     return all(words.is_number(e) for e in ends) and (ends[0] > ends[3] or ends[1] < ends[2])
 

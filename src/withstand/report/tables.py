@@ -79,7 +79,7 @@ def _changes(card: dict[str, Any]) -> Table:
     table = _table("What changed")
     for column in ("Measure", "From, to", "Difference", "Test", "Examples"):
         table.add_column(column)
-    for c in (c for c in card["comparisons"] if not _open(c)):
+    for c in filter(summary.clear, card["comparisons"]):
         unit, _ = summary.unit_of(card, c["check"], c["metric"])
         where = words.condition(c["condition"])
         table.add_row(
@@ -89,15 +89,9 @@ def _changes(card: dict[str, Any]) -> Table:
             Text(words.p_value(c["p_value"])),
             Text(f"{len(c['gained'])} gained, {len(c['lost'])} lost"),
         )
-    if unclear := sum(map(_open, card["comparisons"])):
+    if unclear := sum(not summary.clear(c) for c in card["comparisons"]):
         table.add_row(Text(f"{unclear} other comparison{'s' if unclear > 1 else ''} without a clear difference", "dim"))
     return table
-
-
-def _open(comparison: dict[str, Any]) -> bool:
-    """Whether the interval of the difference holds zero."""
-    low, high = comparison["low"], comparison["high"]
-    return low is None or high is None or low <= 0 <= high
 
 
 def _counts(trust: dict[str, int]) -> Text:
@@ -127,7 +121,7 @@ def markdown(card: dict[str, Any]) -> str:
             lines.append("| " + " | ".join([_plain(_measure(row)), *cells, " / ".join(row.sizes)]) + " |")
     if card["comparisons"]:
         lines += ["", "| Measure | From | To | Difference | Test | Gained | Lost |", "|---|---|---|---|---|---|---|"]
-    for c in (c for c in card["comparisons"] if not _open(c)):
+    for c in filter(summary.clear, card["comparisons"]):
         unit, _ = summary.unit_of(card, c["check"], c["metric"])
         where = words.condition(c["condition"])
         what = summary.compared(card, c) + (f" ({where})" if where else "")

@@ -21,7 +21,7 @@ _OWN = """
 body { display: block; max-width: 72rem; margin: 0 auto; padding: 1.5rem; }
 main { display: block; }
 td { white-space: nowrap; }
-.across { overflow-x: auto; }
+.across { overflow-x: auto; margin-bottom: 1rem; }
 """
 """One column, where the page of an audit has its contents at the side."""
 
@@ -63,7 +63,8 @@ def _facts(found: dict[str, Any]) -> str:
     interval = "Wilson" if found["seeds"] == 1 else f"bootstrap over images, {found['seeds']} seeds"
     return (
         f"{found['data']}: {found['kept']} of {found['examples']} images that every model gets right; {found['threat']}; "
-        f"95 % intervals ({interval}). Targets with * are the surrogate itself (white box), and not in the mean."
+        f"in per cent, with 95 % intervals ({interval}). Targets with * are the surrogate itself (white box), and not in "
+        "the mean."
     )
 
 

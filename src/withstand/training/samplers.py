@@ -85,7 +85,8 @@ class LabelledAndNot:
             mend = "Recipes such as maxmatch make such a set; see withstand.data.few_labels."
             raise bad("data", f"{known.sum()} labelled of {n} examples", "labelled and unlabelled ones", mend)
         if batch % (1 + self.mu):
-            mend = "It is cut to the number of examples where that is smaller."
+            near = max(1, batch // (1 + self.mu)) * (1 + self.mu)
+            mend = f"Take {near}, for example; a batch is cut to the number of examples where that is smaller."
             raise bad("batch", batch, f"a multiple of 1 + mu = {1 + self.mu}", mend)
         few = batch // (1 + self.mu)
         steps = max(1, int((~known).sum()) // (few * self.mu))

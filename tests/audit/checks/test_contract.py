@@ -220,7 +220,9 @@ def check_findings(findings):
 
 def curve(d):
     assert (
-        {"x_label", "y_label", "x", "series"} <= d.keys() <= {"x_label", "y_label", "x", "x_ticks", "log_x", "series"}
+        {"x_label", "y_label", "x", "series"}
+        <= d.keys()
+        <= {"x_label", "y_label", "x", "x_ticks", "log_x", "diagonal", "series"}
     )
     assert d["x"] == sorted(d["x"])
     assert len(d.get("x_ticks", d["x"])) == len(d["x"])

@@ -94,7 +94,7 @@ def test_some_severities_make_no_mce(answers):
     own, reference = ({k: v for k, v in cells.items() if k[1] in (0, 2)} for cells in answers)
     found = reduced("corruptions(severities=(2,))", own, reference)
     assert not any("mce" in m.name for m in found.metrics)
-    assert metric(found, "corruption_accuracy").condition == {"severities": "2"}
+    assert metric(found, "corruption_accuracy").condition == {"severity": 2}
 
 
 def test_a_reference_that_some_kind_does_no_harm_gives_no_mce(answers):

@@ -82,6 +82,7 @@ class Clean(Check):
         data = {
             "x_label": "confidence",
             "y_label": "accuracy",
+            "diagonal": True,
             "x": [float(confidence[index == b].mean()) for b in filled],
             "series": [
                 {
@@ -94,6 +95,6 @@ class Clean(Check):
         }
         caption = (
             f"Mean confidence and accuracy in {self.bins} bins of equal width, with 95 % intervals (Wilson); empty bins "
-            "are left out. A calibrated model lies on the diagonal."
+            "are left out. A calibrated model lies on the dotted line, where both are equal."
         )
         return Figure("curve", "Reliability", data, caption)

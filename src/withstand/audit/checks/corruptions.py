@@ -97,7 +97,8 @@ class Corruptions(Check):
         names = [reported_name(kind) for kind in self.kinds]
         own = self._right(rows, names, None)
         n, levels = len(own), len(self.severities)
-        asked = {} if self.severities == LEVELS else {"severities": ", ".join(map(str, self.severities))}
+        some = {"severities": ", ".join(map(str, self.severities))} if levels > 1 else {"severity": self.severities[0]}
+        asked: dict[str, Any] = {} if self.severities == LEVELS else some
         found = Findings([_mean("corruption_accuracy", own[:, 1 : 1 + len(common) * levels], asked)])
         for i, name in enumerate(names):
             cells = own[:, 1 + i * levels : 1 + (i + 1) * levels]

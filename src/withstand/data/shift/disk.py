@@ -172,7 +172,7 @@ def locate(benchmark: Benchmark, root: str | Path, kinds: Sequence[str], alone: 
     """The benchmark's folder, see `survey`. Letters may be large or small. Raises: BadInput that says where it looked."""
     root = Path(root).expanduser()
     if not root.is_dir():
-        raise bad("root", root, "a folder with benchmarks in it")
+        raise bad("root", f"{root}, which is no folder", "a folder with benchmarks in it")
     looked = []
     for name in benchmark.folders:
         at = root

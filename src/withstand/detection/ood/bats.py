@@ -180,8 +180,8 @@ def _last_norm(module: nn.Module, x: Tensor) -> tuple[str, _BatchNorm]:
         for handle in handles:
             handle.remove()
     if not ran:
-        mend = 'Take where="penultimate", with statistics of trusted examples.'
-        raise bad("model", type(module).__name__, "a model with batch norm", mend)
+        mend = """For others: bats(DETECTOR, where="penultimate"), with statistics of trusted examples."""
+        raise bad("bats", "a model without batch norm", "a model with batch norm", mend)
     return ran[-1], norms[ran[-1]]
 
 
