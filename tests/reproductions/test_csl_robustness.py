@@ -13,6 +13,7 @@ from withstand.reproductions.arms import TRAINER, fresh
 from withstand.reproductions.runner import judge
 from withstand.training import Trainer
 
+ALL = (*system.ARMS, *system.DEBIASED, *system.ADVERSARIAL, *system.ADVCL, *system.CLOTHES)
 TINY = {"epochs": 2, "train": 60, "test": 30, "batch": 30, "steps": 2}
 
 
@@ -20,10 +21,11 @@ TINY = {"epochs": 2, "train": 60, "test": 30, "batch": 30, "steps": 2}
 def rows():
     patch = pytest.MonkeyPatch()
     own = system.SCALES["smoke"]["adversarial"] | {"attack": "pgd(linf(0.1), steps=1)", "epochs": 1}
-    own |= {"pseudo": "clusters=(2, 10), light='crop_flip(1, flip=False)'"}
     worn = system.SCALES["smoke"]["clothes"] | {"epochs": 1}
-    patch.setitem(system.SCALES, "smoke", system.SCALES["smoke"] | TINY | {"adversarial": own, "clothes": worn})
-    found = system.measure("smoke", 0, lambda text: None)["rows"]
+    pseudo = {"radius": 2.0, "pseudo": "clusters=(2, 10), light='crop_flip(1, flip=False)'"}
+    tiny = TINY | {"adversarial": own, "clothes": worn, "advcl": pseudo}
+    patch.setitem(system.SCALES, "smoke", system.SCALES["smoke"] | tiny)
+    found = [row for part in system.PARTS.values() for row in part("smoke", 0, lambda text: None)["rows"]]
     patch.undo()
     return found
 
@@ -38,7 +40,7 @@ def test_all_claims_can_be_judged(rows):
 
 
 def test_what_stands_at_a_radius_stood_before(rows):
-    for arm in (*system.ARMS, *system.ADVERSARIAL, *system.CLOTHES):
+    for arm in ALL:
         clean = of(rows, arm, "accuracy")
         for radius in system.RADII:
             stands = of(rows, arm, f"robust_accuracy_{radius:g}eps")
@@ -47,7 +49,7 @@ def test_what_stands_at_a_radius_stood_before(rows):
 
 
 def test_features_of_wrong_examples_are_moved_too(rows):
-    for arm in (*system.ARMS, *system.ADVERSARIAL, *system.CLOTHES):
+    for arm in ALL:
         assert "0" in of(rows, arm, "accuracy")
         assert all(stretch > 0 for stretch in of(rows, arm, "sensitivity_attacked"))
 
@@ -75,9 +77,14 @@ def test_figures_are_drawn_from_the_means_of_all_seeds(rows):
 def test_pseudo_labels_come_from_the_encoder_without_an_adversary(monkeypatch):
     seen = []
     monkeypatch.setattr(system, "with_clusters", lambda model, data, counts, seed: seen.append((model, counts)) or data)
-    learn, s = system.load_data("digits", split="train", limit=40, seed=0), system.SCALES["smoke"]
-    own = s | s["adversarial"] | {"epochs": 1, "batch": 20, "pseudo": "clusters=(2, 3)", "attack": "pgd(steps=1)"}
-    advcl = parse(system.ADVERSARIAL["adversarial / advcl"].format(**own), "recipe")
+    learn = system.load_data("digits", split="train", limit=40, seed=0)
+    own = system._settings("smoke", ("adversarial", "advcl")) | {
+        "epochs": 1,
+        "batch": 20,
+        "pseudo": "clusters=(2, 3)",
+        "attack": "pgd(steps=1)",
+    }
+    advcl = parse(system.ADVCL["adversarial / advcl"].format(**own), "recipe")
     labeller = fresh("digits_bn_cnn", 10, 1)
     system._train(advcl, own, learn, labeller, 0)
     system._train(parse(system.ADVERSARIAL["adversarial / acl"].format(**own), "recipe"), own, learn, labeller, 0)
@@ -107,9 +114,9 @@ def test_a_probe_that_nothing_moves_is_as_robust_as_it_is_right():
 
 
 def test_every_scale_is_well_formed():
-    for s in system.SCALES.values():
-        clothes = (system.CLOTHES, s | s["clothes"])
-        for arms, own in ((system.ARMS, s), (system.ADVERSARIAL, s | s["adversarial"]), clothes):
+    for scale, s in system.SCALES.items():
+        experiments = [one for part in system.PARTS.values() for one in part.args[0]]
+        for arms, own in [(arms, system._settings(scale, names)) for arms, names in experiments]:
             for recipe in arms.values():
                 parse(recipe.format(**own), "recipe")
             Trainer(**{key: own[key] for key in TRAINER if key in own})

@@ -9,6 +9,7 @@ left out.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -39,22 +40,26 @@ ARMS: dict[str, str] = {
     "simsiam": "simsiam({negative_free})",
     "fnc": "contrastive('fnc', analysis=True, {contrast})",
     "attraction": "contrastive('attraction', analysis=True, {contrast})",
-    "debiased": "contrastive('debiased', {contrast})",
     "afnc": "contrastive('afnc', analysis=True, {contrast})",
     "oracle": "contrastive('oracle', {contrast})",
 }
 """Supervised ones, contrastive, without negatives, and what mends contrast: "afnc" is the adaptive removal, "fnc" the same
 from the first step on; "supcon" and "oracle" know the labels."""
+DEBIASED = {"debiased": "contrastive('debiased', {contrast})"}
 ADVERSARIAL: dict[str, str] = {
     "adversarial / simclr": "contrastive({contrast})",
     "adversarial / acl": "acl(attack={attack}, {contrast})",
     "adversarial / acl_afnc": "acl('afnc', attack={attack}, {contrast})",
+}
+"""On a network with batch norm, which ACL and AdvCL split."""
+ADVCL: dict[str, str] = {
     "adversarial / advcl": "advcl(attack={attack}, radius={radius}, {pseudo}, {contrast})",
     "adversarial / advcl_afnc": "advcl('afnc', attack={attack}, radius={radius}, {pseudo}, {contrast})",
     "adversarial / advcl_lite": "advcl(attack={attack}, radius=None, {pseudo}, {contrast})",
 }
-"""On a network with batch norm, which ACL and AdvCL split; "advcl_lite" goes without the high-frequency view."""
+"""Beside those; "advcl_lite" goes without the high-frequency view."""
 _LABELLER = "adversarial / simclr"
+"""Whose features AdvCL takes clusters from."""
 CLOTHES = {f"clothes / {arm}": ARMS[arm] for arm in ("sl_ce", "supcon", "simclr", "fnc", "afnc", "oracle")}
 """The second data set."""
 RADII = (0.25, 0.5, 1.0, 1.5)
@@ -69,8 +74,8 @@ _CPU: dict[str, Any] = {
     "epochs": 50, "batch": 250, "optimizer": "adam(2e-3)", "schedule": "constant", "accelerator": "cpu",
     "adversarial": {
         "network": "digits_bn_cnn", "eps": 0.1, "attack": "pgd(linf(0.1), steps=5)", "epochs": 30,
-        "radius": 2.0, "pseudo": "clusters=(2, 10, 20, 50, 100), light='crop_flip(1, flip=False)'",
     },
+    "advcl": {"radius": 2.0, "pseudo": "clusters=(2, 10, 20, 50, 100), light='crop_flip(1, flip=False)'"},
     "clothes": {
         "data": "fashion-mnist", "size": 14, "network": "mnist_bn_cnn", "eps": 0.04, "train": 1500, "epochs": 30,
         "views": f"[{_WORN}]", "contrast": f"tau=0.2, dim=32, views=[{_WORN}]",
@@ -92,8 +97,9 @@ SCALES: dict[str, dict[str, Any]] = {
         "precision": "bf16-mixed", "channels_last": True, "accelerator": "cuda", "device": "cuda",
         "adversarial": {
             "network": "resnet18", "eps": 8 / 255, "attack": "pgd(linf(8/255), steps=5, step=1/4)", "epochs": 30,
-            "batch": 512, "train": 10_000, "radius": 8.0, "pseudo": "light='crop_flip(4)'",
+            "batch": 512, "train": 10_000,
         },
+        "advcl": {"radius": 8.0, "pseudo": "light='crop_flip(4)'"},
         "clothes": {
             "data": "fashion-mnist", "network": "mnist_bn_cnn", "eps": 0.04, "train": 50_000, "views": f"[{_LARGE}]",
             "contrast": f"tau=0.2, views=[{_LARGE}]",
@@ -171,29 +177,45 @@ CLAIMS = [
 ]
 
 
-def measure(scale: str, seed: int, progress: Callable[[str], None]) -> dict[str, Any]:
-    """Train encoders, probe them, and attack the probes; see the package for the rows."""
-    s = SCALES[scale]
+def measure_arms(
+    experiments: Sequence[tuple[Mapping[str, str], tuple[str, ...]]],
+    scale: str,
+    seed: int,
+    progress: Callable[[str], None],
+) -> dict[str, Any]:
+    """Train encoders, probe them, and attack the probes; see the package for the rows. experiments: arms, and which of the
+    scale's settings are theirs beside those of all."""
     rows = []
-    for arms, own in ((ARMS, s), (ADVERSARIAL, s | s["adversarial"]), (CLOTHES, s | s["clothes"])):
+    for arms, names in experiments:
+        own = _settings(scale, names)
         learn, labeller = _load(own, "train", seed), None
+        if arms is ADVCL:
+            progress(f"{_LABELLER}: training for pseudo-labels")
+            labeller = _train(parse(ADVERSARIAL[_LABELLER].format(**own), "recipe"), own, learn, None, seed).module
         for name, recipe in arms.items():
             progress(f"{name}: training")
             trained = _train(parse(recipe.format(**own), "recipe"), own, learn, labeller, seed)
-            labeller = trained.module if name == _LABELLER else labeller
             progress(f"{name}: judging")
             rows += _judge(name, trained, own, learn, seed)
-        if arms is not ADVERSARIAL:
+        if arms is ARMS or arms is CLOTHES:
             rows.append(_chance(arms, learn))
     return {"rows": rows}
+
+
+PARTS: dict[str, partial[dict[str, Any]]] = {
+    "digits": partial(measure_arms, [(ARMS, ()), (ADVERSARIAL, ("adversarial",))]),
+    "debiased": partial(measure_arms, [(DEBIASED, ())]),
+    "advcl": partial(measure_arms, [(ADVCL, ("adversarial", "advcl"))]),
+    "clothes": partial(measure_arms, [(CLOTHES, ("clothes",))]),
+}
 
 
 def figures(seeds: Sequence[Sequence[Mapping[str, Any]]]) -> list[Figure]:
     """Robust accuracy against the radius, the share of the gap that is closed, precision epoch by epoch, geometry."""
     made = [
-        _curves("Robust accuracy of probes", [*ARMS], seeds),
+        _curves("Robust accuracy of probes", [*ARMS, *DEBIASED], seeds),
         _curves("Robust accuracy of probes, clothes", [*CLOTHES], seeds),
-        _curves("Robust accuracy of probes, adversarial training", [*ADVERSARIAL], seeds),
+        _curves("Robust accuracy of probes, adversarial training", [*ADVERSARIAL, *ADVCL], seeds),
     ]
     mended = ("simsiam", "fnc", "attraction", "debiased", "afnc", "oracle")
     worn = ("clothes / fnc", "clothes / afnc", "clothes / oracle")
@@ -219,9 +241,16 @@ def figures(seeds: Sequence[Sequence[Mapping[str, Any]]]) -> list[Figure]:
         "series": drawn,
     }
     made.append(Figure("curve", "Precision of what is taken for false negatives", data))
-    ratios = [(arm, float(_examples(seeds, arm, "inter_intra_ratio").mean())) for arm in ARMS]
+    ratios = [(arm, float(_examples(seeds, arm, "inter_intra_ratio").mean())) for arm in (*ARMS, *DEBIASED)]
     data = _bars("margin over radius", "ratio", ratios)
     return [*made, Figure("bars", "Distance between classes over their radius", data)]
+
+
+def _settings(scale: str, names: Sequence[str]) -> dict[str, Any]:
+    own = dict(SCALES[scale])
+    for name in names:
+        own |= SCALES[scale][name]
+    return own
 
 
 def _train(made: Any, s: Mapping[str, Any], learn: Dataset, labeller: Any, seed: int) -> Hardened:
