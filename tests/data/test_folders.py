@@ -113,6 +113,7 @@ def test_a_labels_table_stands_for_folders(tmp_path):
 def test_hidden_files_are_passed_over(folder):
     (folder / ".DS_Store").write_text("x")
     (folder / "cat" / ".hidden").write_text("x")
+    (folder / "cat" / "Thumbs.db").write_text("x")
     photo(folder / ".thumbs" / "a.png")
     assert len(ws.load_data(folder)) == 6
 

@@ -7,6 +7,7 @@ ece=0.05                                 lower is better for this metric: at mos
 """
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -57,9 +58,13 @@ class Requirement:
             if (metric.value > self.value if metric.better == "lower" else not metric.value >= self.value)
         ]
 
+    def check_model(self, models: Collection[str]) -> None:
+        """Raises: BadInput where the model that is named is none of these."""
+        if self.model is not None and self.model not in models:
+            raise unknown(f"fail-under {self.text}: model", self.model, models)
+
     def _measured(self, card: "Scorecard") -> list[tuple[str, Metric]]:
-        if self.model is not None and self.model not in card.models:
-            raise unknown(f"fail-under {self.text}: model", self.model, card.models)
+        self.check_model(card.models)
         named = card.metrics(self.metric)
         if not named:
             known = {m.name for _, m in card.metrics()}

@@ -101,8 +101,7 @@ def run(
     from withstand.cli.values import listed
     from withstand.errors import bad, unknown
 
-    for text in fail_under or []:
-        Requirement.read(text)
+    required = [Requirement.read(text) for text in fail_under or []]
     demo = models in (None, [], ["demo"])
     if not demo and data is None:
         raise bad("--data", "nothing", "the data to audit on", "For example --data cifar10; see: withstand list data")
@@ -127,6 +126,8 @@ def run(
                 models, weights, mean, std, outputs, allow_pickle, given, classes, task, log, layer
             )
             examples = load_sample(data, split, limit, size, channels, root, download, series, loaded.values())
+        for requirement in required:
+            requirement.check_model(loaded)
         with progress() as report:
             card = audit(
                 loaded,

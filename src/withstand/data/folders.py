@@ -88,13 +88,16 @@ def wnids() -> list[str]:
     return list(ImageNetInfo("imagenet-1k").label_names())
 
 
+_BROWSERS = {"Thumbs.db", "ehthumbs.db", "desktop.ini"}  # what Windows leaves in folders of pictures
+
+
 def image_files(folder: Path) -> list[Path]:
-    """The image files below a folder, relative to it and sorted; hidden ones are passed over.
+    """The image files below a folder, relative to it and sorted; hidden ones, and those of a file browser, are passed over.
 
     Raises: BadInput that lists the files of other kinds.
     """
     found = [(Path(place) / name).relative_to(folder) for place, _, names in os.walk(folder) for name in names]
-    files = sorted(path for path in found if not any(part.startswith(".") for part in path.parts))
+    files = sorted(p for p in found if not any(part.startswith(".") for part in p.parts) and p.name not in _BROWSERS)
     if strange := [f for f in files if f.suffix.lower() not in SUFFIXES]:
         allowed = ", ".join(sorted(SUFFIXES))
         raise bad(str(folder), f"files that are no images: {_some(strange)}", allowed, "Move them out of the folder.")
