@@ -72,18 +72,19 @@ class ACL(Contrastive):
     def craft(self, system: Any, batch: Batch, step: Step) -> Batch:
         made = super().craft(system, batch, step)
         views, labels = made.extra["views"], made.extra.get("labels")
-        pairs = two_views(len(batch), views.device)
-        with self.through(system, CLEAN), frozen_statistics(system):
-            dropped = self.false_negatives(system(views), pairs, labels, step)
-        aimed = changed(self.attack, objective=Instances(pairs, self.tau, dropped))
+        pairs, dropped = two_views(len(batch), views.device), {}
+        if self.mode != "simclr":  # which leaves nothing out, and needs no pass to know it
+            with self.through(system, CLEAN), frozen_statistics(system):
+                dropped = {"dropped": self.false_negatives(system(views), pairs, labels, step)}
+        aimed = changed(self.attack, objective=Instances(pairs, self.tau, **dropped))
         apart = replace(step, rows=Rows(step.rows.seed, torch.cat([step.rows.ids, ~step.rows.ids])))
         with self.through(system, ADVERSARIAL):
             moved = apart.attack(aimed, system, views, None)
-        return replace(made, extra={**made.extra, "adversarial": moved, "dropped": dropped})
+        return replace(made, extra={**made.extra, "adversarial": moved, **dropped})
 
     def loss(self, system: Any, batch: Batch, step: Step) -> Tensor:
-        dropped, terms = batch.extra["dropped"], []
-        pairs = two_views(len(batch), dropped.device)
+        dropped, terms = batch.extra.get("dropped"), []
+        pairs = two_views(len(batch), batch.x.device)
         for branch, name in ((CLEAN, "views"), (ADVERSARIAL, "adversarial")):
             with self.through(system, branch):
                 z = system(batch.extra[name])
