@@ -1,6 +1,5 @@
 """Labels that a model makes up: the clusters of its features."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -8,6 +7,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from withstand.data.derived import Derived
 from withstand.errors import bad
 from withstand.models.feature_encoder import encoder_of
 from withstand.models.state import frozen
@@ -16,17 +16,12 @@ from withstand.protocols import Batch, Dataset, Space
 _BLOCK = 256
 
 
-@dataclass(frozen=True)
-class Relabelled:
-    """A data set with other labels. positions: its examples' places in the set that it was made of; labels: int64 [N]."""
+@dataclass(frozen=True, repr=False)
+class Relabelled(Derived):
+    """Some examples of a data set, with other labels. positions: their places there; labels; both int64 [N]."""
 
-    source: Dataset
     positions: np.ndarray
     labels: np.ndarray
-
-    @property
-    def name(self) -> str:
-        return self.source.name
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -43,46 +38,19 @@ class Relabelled:
         at = np.asarray(positions)
         return replace(self.source.batch(self.positions[at].tolist()), y=torch.from_numpy(self.labels[at]))
 
-    def fingerprint(self) -> str:
-        digest = hashlib.sha256(self.source.fingerprint().encode())
-        for held in (self.positions, self.labels):
-            digest.update(held.astype("<i8").tobytes())
-        return digest.hexdigest()[:32]
 
-
-@dataclass(frozen=True)
-class Clustered:
+@dataclass(frozen=True, repr=False)
+class Clustered(Derived):
     """A data set whose batches carry the clusters of their examples besides, int64 [N, K], as extra["clusters"].
 
     clusters: int64 [N, K], of K clusterings.
     """
 
-    source: Dataset
     clusters: np.ndarray
-
-    @property
-    def name(self) -> str:
-        return self.source.name
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        return self.source.classes
-
-    @property
-    def space(self) -> Space:
-        return self.source.space
-
-    def __len__(self) -> int:
-        return len(self.source)
 
     def batch(self, positions: Sequence[int]) -> Batch:
         made = self.source.batch(positions)
         return replace(made, extra={**made.extra, "clusters": torch.from_numpy(self.clusters[np.asarray(positions)])})
-
-    def fingerprint(self) -> str:
-        digest = hashlib.sha256(self.source.fingerprint().encode())
-        digest.update(self.clusters.astype("<i8").tobytes())
-        return digest.hexdigest()[:32]
 
 
 def with_clusters(model: nn.Module, data: Dataset, counts: Sequence[int], seed: int) -> Clustered:

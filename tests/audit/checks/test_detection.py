@@ -7,9 +7,7 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score, roc_curve
 
-import withstand as ws
 from withstand.audit.checks.detection import KNOWING, Detection
-from withstand.audit.every import Every
 from withstand.detection.adversarial import Mahalanobis
 from withstand.detection.ood import Bank
 from withstand.errors import BadInput
@@ -202,17 +200,6 @@ def test_what_is_refused(settings, said):
 def test_what_is_scored_is_never_fitted(run, plain, digits, arrays):
     with pytest.raises(BadInput, match="other examples"):
         run("detection(linf(0.1))", plain, digits, {"train": arrays(digits.x.clone(), digits.y)})
-
-
-def test_every_second_example_is_a_data_set(digits):
-    part = Every(digits, 2)
-    assert len(part) == 250
-    assert len(Every(part, 3)) == 84
-    assert part.batch([0, 3]).ids.tolist() == [0, 6]
-    assert not hasattr(part, "labels")  # the whole does not tell them either
-    assert part.fingerprint() not in (digits.fingerprint(), Every(digits, 4).fingerprint())
-    told = ws.load_data("digits", limit=9)
-    assert Every(told, 2).labels.tolist() == told.batch(range(0, 9, 2)).y.tolist()
 
 
 def test_too_few_examples_are_refused(run, plain, digits, arrays):

@@ -13,9 +13,9 @@ from withstand.attacks.fgsm import FGSM
 from withstand.attacks.noise import Noise
 from withstand.attacks.pgd import PGD
 from withstand.audit.check import Check, Table
-from withstand.audit.every import Every
 from withstand.audit.measure import attack_passes, labelled, predict, radius_text, run_attack
 from withstand.audit.separation import separation
+from withstand.data.derived import Part
 from withstand.detection.adversarial import LID, DropoutVariance, Evading, KernelDensity, Mahalanobis, Odds
 from withstand.detection.adversarial.dropout_variance import dropouts
 from withstand.detection.ood import Bank
@@ -122,7 +122,7 @@ class Detection(Check):
 
     def examples_of(self, data: Dataset, given: Mapping[str, Any]) -> Dataset:
         """The scored part of the audited data: all, or those at even positions where there is no "train"."""
-        return data if "train" in given else Every(data, 2)
+        return data if "train" in given else Part(data, range(0, len(data), 2))
 
     def prepare(self, target: Target, data: Dataset, given: Mapping[str, Any], ctx: Context) -> dict[str, Tensor]:
         bank, source = self.bank(target, ctx.seed), given.get("train", data)

@@ -1,7 +1,6 @@
 """What a classifier by nearest neighbours withstands: its votes have no gradients, so attacks look inside."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from withstand.attacks.engine import Attack
@@ -12,10 +11,11 @@ from withstand.attacks.neighbours.block import FitBlock, KNNBlock
 from withstand.attacks.neighbours.origin import Origin
 from withstand.audit.check import Check, Table
 from withstand.audit.measure import attack_passes, labelled, predict, run_attack, threat_text
+from withstand.data.derived import Part
 from withstand.data.images import stratified
 from withstand.errors import bad
 from withstand.models.neighbours import knn_of
-from withstand.protocols import Batch, Context, Dataset, Figure, Findings, Row, Space, Target
+from withstand.protocols import Batch, Context, Dataset, Figure, Findings, Row, Target
 from withstand.registry import component
 from withstand.threats import Linf, ThreatField
 
@@ -70,7 +70,7 @@ class KNNCheck(Check):
         """The block's weights."""
         size = min(self.examples or len(data), len(data), _FITTED_ON)
         order = stratified(getattr(data, "labels", None), len(data), 0)[:size]
-        part = _Part(data, sorted(order.tolist()))
+        part = Part(data, sorted(order.tolist()))
         settings = {"epochs": self.epochs, "batch": 32, "accelerator": ctx.device.partition(":")[0]}
         block = fit_attack(FitBlock(), target, part, validation=None, seed=ctx.seed, **settings).module
         ctx.spend(forwards=self.epochs * size)
@@ -115,32 +115,3 @@ class KNNCheck(Check):
         data = {"columns": ["attack", "still right", "95%"], "rows": listed}
         found.figures.append(Figure("table", f"Votes under {said}", data, caption))
         return found
-
-
-@dataclass(frozen=True)
-class _Part:
-    """Some examples of a data set."""
-
-    whole: Dataset
-    positions: Sequence[int]
-
-    @property
-    def name(self) -> str:
-        return self.whole.name
-
-    @property
-    def space(self) -> Space:
-        return self.whole.space
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        return self.whole.classes
-
-    def __len__(self) -> int:
-        return len(self.positions)
-
-    def batch(self, positions: Sequence[int]) -> Batch:
-        return self.whole.batch([self.positions[i] for i in positions])
-
-    def fingerprint(self) -> str:
-        return f"{self.whole.fingerprint()} {len(self.positions)}"
