@@ -161,6 +161,22 @@ def test_models_of_half_precision_are_attacked_at_their_own_points(name, dtype, 
     assert bool((coarse(found.x_adv).argmax(1) != y)[found.success].all())
     if name in ("deepfool", "lbfgs", "carlini_wagner"):
         assert found.success.float().mean() > 0.5
+        far = make(name).threat.distance(x.double(), found.x_adv.double())
+        assert torch.allclose(found.distance.double(), far, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["deepfool(linf(0.02))", "deepfool(l2(0.1))"])
+def test_what_rounding_to_half_precision_carries_beyond_the_radius_is_no_success(name, network, batch):
+    coarse, x = copy.deepcopy(network).to(torch.bfloat16).eval(), batch[0].to(torch.bfloat16)
+    y, attack = coarse(x).argmax(1), parse(name, "attack")
+    found = attack.run(coarse, x, y)
+    far = attack.threat.distance(x.double(), found.x_adv.double())
+    assert bool((far <= attack.threat.eps + 1e-6).all())
+    assert torch.allclose(found.distance.double(), far, atol=1e-6)
+    assert torch.equal(found.cost_at_success >= 0, found.success)
+    assert torch.equal(coarse(found.x_adv).argmax(1) != y, found.success)
+    assert found.success.any()
+    assert not found.success.all()
 
 
 @pytest.mark.parametrize("name", ATTACKS)

@@ -131,10 +131,10 @@ class Attack:
         call, module = callable_of(model, self.access)
         if self.access == "decision":
             call = Decisions(call, y, getattr(getattr(self, "objective", None), "target", None))
-        coarse = x.dtype if self.fine and x.dtype in HALF else None
+        coarse = x if self.fine and x.dtype in HALF else None
         if coarse is not None:
             given = call
-            x, call = x.float(), lambda z: given(z.to(coarse))
+            x, call = x.float(), lambda z: given(z.to(coarse.dtype))
         ids = torch.arange(len(x)) if ids is None else ids
         rows = Rows(derive(seed, getattr(self, "component_name", type(self).__name__)), ids.to(x.device))
         parts = []
@@ -162,7 +162,8 @@ class Attack:
                 if progress is not None:
                     progress(min(done, len(x)))
         found = _join(parts)
-        found.x_adv = found.x_adv.to(coarse or x.dtype)
+        if coarse is not None:
+            _round(found, coarse, self.threat)
         return found
 
     def _block(
@@ -247,6 +248,18 @@ def finish(p: Problem, found: Tensor, threat: Threat) -> AttackResult:
         torch.where(success, p.cost_at_win, -1),
         p.notes,
     )
+
+
+def _round(found: AttackResult, x: Tensor, threat: Threat) -> None:
+    """Round the points to the precision of x; their distances follow, and what is carried out of the set is given up."""
+    z = found.x_adv.to(x.dtype)
+    distance = _distance(threat, x, z)
+    if threat.eps is not None:
+        outside = distance > threat.radius(x).double() + 1e-6
+        z, distance = torch.where(per_row(outside, x), x, z), torch.where(outside, 0.0, distance)
+        found.success = found.success & ~outside
+        found.cost_at_success = torch.where(found.success, found.cost_at_success, -1)
+    found.x_adv, found.distance = z, distance.to(found.distance.dtype)
 
 
 def seal(z: Tensor, x: Tensor, threat: Threat, box: Any) -> tuple[Tensor, Tensor]:
