@@ -185,6 +185,25 @@ def test_each_kind_of_image_has_its_batch_norm_and_one_ships():
     assert not any("branches" in name for name in shared.setup(cnn(), images(), Rows.count(0, 24)).state_dict())
 
 
+def test_half_precision_does_not_move_the_light_crop():
+    recipe = AdvCL(attack=ONE_STEP, **{**SMALL, "light": "random_resized_crop"})
+    batch, now = images().batch(range(12)), Step(9, 10, 0, 1, 0, Rows.count(5, 12))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        made = view(recipe.light, batch, now, 2)
+    assert torch.equal(made, view(recipe.light, batch, now, 2))
+
+
+@pytest.mark.parametrize("recipe", [AdvCL("fnc", attack=ONE_STEP, **SMALL), ACL("fnc", attack=ONE_STEP)])
+def test_what_stands_still_in_the_attack_keeps_no_graph(recipe, monkeypatch):
+    modes = []
+    passed = type(recipe).false_negatives
+    monkeypatch.setattr(
+        type(recipe), "false_negatives", lambda self, z, *rest: modes.append(z.requires_grad) or passed(self, z, *rest)
+    )
+    made(recipe)
+    assert modes == [False]
+
+
 def test_the_two_attacks_begin_apart():
     recipe = AdvCL(attack="pgd(linf(0.1), steps=1, step=1e-6)", **SMALL)
     _, batch, _ = made(recipe)

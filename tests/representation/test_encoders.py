@@ -183,6 +183,9 @@ def test_what_is_logged_of_the_spread_are_the_measures():
     say_spread(now, z)
     assert float(now.said["uniformity"]) == pytest.approx(uniformity(z), abs=1e-5)
     assert float(now.said["effective_rank"]) == pytest.approx(effective_rank(F.normalize(z, dim=1)), abs=1e-5)
+    collapsed = step()
+    say_spread(collapsed, torch.zeros(9, 4))
+    assert list(collapsed.said) == ["uniformity"]  # a rank of nothing is none
 
 
 def test_simsiam_is_the_mean_cosine_with_a_barrier():

@@ -74,7 +74,7 @@ class ACL(Contrastive):
         views, labels = made.extra["views"], made.extra.get("labels")
         pairs, dropped = two_views(len(batch), views.device), {}
         if self.mode != "simclr":  # which leaves nothing out, and needs no pass to know it
-            with self.through(system, CLEAN), frozen_statistics(system):
+            with torch.no_grad(), self.through(system, CLEAN), frozen_statistics(system):
                 dropped = {"dropped": self.false_negatives(system(views), pairs, labels, step)}
         aimed = changed(self.attack, objective=Instances(pairs, self.tau, **dropped))
         apart = replace(step, rows=Rows(step.rows.seed, torch.cat([step.rows.ids, ~step.rows.ids])))

@@ -91,7 +91,7 @@ class AdvCL(ACL):
         high = {} if self.radius is None else {"high": high_pass(plain, self.radius)}
         before = [*made.extra["views"].chunk(2), plain, *high.values()]
         others, labels = other_views(n, len(before), plain.device), made.extra.get("labels")
-        with self.through(system, CLEAN), frozen_statistics(system):
+        with torch.no_grad(), self.through(system, CLEAN), frozen_statistics(system):
             z = torch.cat([system(x) for x in before])
             dropped = self.false_negatives(z, others, None if labels is None else labels[:n].repeat(len(before)), step)
         targets = Guesses(batch.extra["clusters"], self.clusters)

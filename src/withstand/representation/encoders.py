@@ -69,8 +69,7 @@ class EncoderRecipe(EmbeddingRecipe):
 
     def pair(self, batch: Batch, step: Step) -> Tensor:
         """First views, then second views, [2n, ...], drawn apart for each example."""
-        with torch.autocast(batch.x.device.type, enabled=False):  # half precision would round where a crop lies
-            return torch.cat([view(self.views, batch, step, k) for k in range(2)])
+        return torch.cat([view(self.views, batch, step, k) for k in range(2)])
 
     def validate(
         self,
@@ -102,8 +101,9 @@ def view(augmentations: Sequence[Any], batch: Batch, step: Step, k: int) -> Tens
     """View number k of each example, [N, ...]."""
     own = replace(step, rows=Rows(derive(step.rows.seed, "view", k), step.rows.ids))
     bare = replace(batch, y=None, extra={})
-    for augmentation in augmentations:
-        bare = augmentation(bare, own, 0)
+    with torch.autocast(batch.x.device.type, enabled=False):  # half precision would round where a crop lies
+        for augmentation in augmentations:
+            bare = augmentation(bare, own, 0)
     return bare.x
 
 
@@ -115,7 +115,7 @@ def say_spread(step: Step, z: Tensor) -> None:
         near = (-2 * (2 - 2 * unit @ unit.T)).exp()
         n = len(z)
         step.say("uniformity", ((near.sum() - near.diagonal().sum()) / (n * n - n)).log())
-        if bool(unit.isfinite().all()):
+        if bool(unit.isfinite().all()) and bool(unit.any()):
             step.say("effective_rank", effective_rank(unit))
 
 

@@ -146,7 +146,7 @@ class Recipe:
         return {"main": main(system.parameters())}
 
     def craft(self, system: Any, batch: Batch, step: Step) -> Batch:
-        """The batch that is learned from; gradients are off outside of attacks. The system is in train mode."""
+        """The batch that is learned from. The system is in train mode; gradients are on, and passes without them say so."""
         return batch
 
     def loss(self, system: Any, batch: Batch, step: Step) -> Tensor:
