@@ -250,7 +250,7 @@ def finish(p: Problem, found: Tensor, threat: Threat) -> AttackResult:
     )
 
 
-def _round(found: AttackResult, x: Tensor, threat: Threat) -> None:
+def _round(found: AttackResult, x: Tensor, threat: Any) -> None:
     """Round the points to the precision of x; their distances follow, and what is carried out of the set is given up."""
     z = found.x_adv.to(x.dtype)
     distance = _distance(threat, x, z)
