@@ -154,6 +154,19 @@ def test_a_part_that_is_kept_is_not_measured_again(parted, tmp_path):
     assert again["rows"][3] == result["rows"][3]
 
 
+def test_what_was_kept_counts_as_measured_in_no_other_run(parted, tmp_path):
+    reproduce("toy", "cpu", out=tmp_path)
+    parted.measured.clear()
+    parted.fail_at = ("cars", 5)
+    with pytest.raises(KeyboardInterrupt):
+        reproduce("toy", "cpu", out=tmp_path, keep=["letters"])
+    parted.fail_at = None
+    reproduce("toy", "cpu", out=tmp_path)
+    letters = [("letters", seed) for seed in (3, 5, 8)]
+    assert [place for place in parted.measured if place[0] == "letters"] == letters
+    assert [place for place in parted.measured if place[0] == "cars"] == [("cars", seed) for seed in (3, 5, 8)]
+
+
 @pytest.mark.parametrize(
     ("change", "asked", "said"),
     [

@@ -58,7 +58,8 @@ def reproduce(
     partial = folder / f".{system}.{scale}.partial.json"
     key = _fingerprint(module, claims, scale)
     parts: dict[str, Any] = getattr(module, "PARTS", None) or {"": module.measure}
-    done = _resume(partial, key) | _kept(folder / f"{system}.{scale}.json", claims, scale, seeds, parts, list(keep))
+    kept = _kept(folder / f"{system}.{scale}.json", claims, scale, seeds, parts, list(keep))
+    done = _resume(partial, key) | kept
     for i, seed in enumerate(seeds):
         for part, measure in parts.items():
             place = f"{seed} {part}".strip()
@@ -70,7 +71,8 @@ def reproduce(
             named = {"part": part} if part else {}
             rows = _checked([{**named, **row} for row in measure(scale, seed, progress)["rows"]], system)
             done[place] = {"seconds": round(time.perf_counter() - begin, 1), "rows": rows}
-            write_json(partial, {"key": key, "seeds": done})
+            fresh = {name: found for name, found in done.items() if name not in kept}
+            write_json(partial, {"key": key, "seeds": fresh})
     measured = {seed: _whole([done[f"{seed} {part}".strip()] for part in parts], system) for seed in seeds}
     result = {
         "system": system,
