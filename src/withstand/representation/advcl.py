@@ -50,6 +50,8 @@ class AdvCL(ACL):
     something; published are those of an encoder trained by SimCLR on ImageNet, which is another than the one that learns.
     For that, give data that carry them already: `withstand.representation.clusters.with_clusters`.
 
+    The projector is that of `contrastive`; the published one has batch norm after its first layer, the same for all kinds.
+
     The published training takes sgd(0.5, weight_decay=1e-4), batches of 512 and 1000 epochs, a cosine after ten of warmup.
 
     References: Fan, Liu, Chen, Zhang, Gan, "When Does Contrastive Learning Preserve Adversarial Robustness from Pretraining
