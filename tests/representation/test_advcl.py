@@ -155,6 +155,7 @@ def test_pseudo_labels_are_those_of_the_model_given_or_those_that_the_data_carry
     assert carried.clusters.max(0).tolist() == [1, 2]
     assert torch.equal(carried.batch([5, 2]).extra["clusters"], torch.from_numpy(carried.clusters[[5, 2]]))
     assert torch.equal(carried.batch([5, 2]).x, data.batch([5, 2]).x)
+    assert carried.labels.tolist() == data.labels.tolist()
     assert (with_clusters(encoder_of(cnn(3)), data, recipe.clusters, 0).clusters == carried.clusters).all()
     assert recipe.examples(cnn(), carried, 0) is carried
     own = recipe.examples(cnn(3), data, 0)

@@ -148,6 +148,7 @@ def test_a_part_that_is_kept_is_not_measured_again(parted, tmp_path):
     parted.measured.clear()
     result = reproduce("toy", "cpu", out=tmp_path, keep=["letters"])
     assert parted.measured == [("cars", 3), ("cars", 5), ("cars", 8)]
+    assert (first.get("kept"), result["kept"]) == (None, ["letters"])
     assert result["claims"][0]["values"] == [1.0, pytest.approx(first["claims"][0]["values"][1])]
     again = reproduce("toy", "cpu", out=tmp_path, keep=["letters", "cars"])
     assert len(parted.measured) == 3

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,6 +48,11 @@ class Clustered(Derived):
     """
 
     clusters: np.ndarray
+
+    @property
+    def labels(self) -> Any:
+        """As the source's, where it tells them."""
+        return self.source.labels  # type: ignore[attr-defined]
 
     def batch(self, positions: Sequence[int]) -> Batch:
         made = self.source.batch(positions)

@@ -5,7 +5,7 @@ import importlib
 import json
 import platform
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -32,7 +32,7 @@ def reproduce(
     seeds: Iterable[int] | None = None,
     out: str | Path | None = None,
     progress: Progress = lambda text: None,
-    keep: Iterable[str] = (),
+    keep: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Measure a system's claims again, write `<out>/<system>.<scale>.json` and return what is in it.
 
@@ -85,6 +85,8 @@ def reproduce(
         "versions": _versions(),
         "rows": {seed: m["rows"] for seed, m in measured.items()},
     }
+    if kept:
+        result["kept"] = list(keep)
     if len(parts) > 1:
         result["parts"] = {p: {seed: done[f"{seed} {p}"]["seconds"] for seed in seeds} for p in parts}
     if hasattr(module, "figures"):
