@@ -63,7 +63,7 @@ def cell(row: dict[str, Any], x: Tensor, y: Tensor) -> dict[str, Any]:
         **{k: row[k] for k in ("model", "norm", "eps")},
         "ours": round(ours, 6),
         "original": round(row["robust_accuracy"], 6),
-        "points_above": round(100 * (ours - row["robust_accuracy"]), 4),
+        "points_above": round(100 * (ours - row["robust_accuracy"]), 4) + 0.0,
         "only_ours_withstood": int((~r.success & ~theirs).sum()),
         "only_original_withstood": int((r.success & theirs).sum()),
         "attacks": {"ours": accuracy, "original": row["after"]},
