@@ -56,7 +56,7 @@ def _of_searches(card: Scorecard, model: str) -> str:
             (f.name, f.level) == ("collapsed", "fail") for r in card.results if r.model == model for f in r.flags
         )
         if collapsed:
-            return f"{said}: its outputs are all the same, so that nothing can be found and nothing attacked."
+            return f"{said}, but all its outputs are nearly the same: its numbers under attack say little."
         attacked = [m for m in found if "threat" in m.condition]
         if not attacked:
             return f"{said}; how it fares when someone tries to fool it was not measured."

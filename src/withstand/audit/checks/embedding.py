@@ -296,6 +296,6 @@ def _collapsed(name: str, value: float, n: int) -> list[Flag]:
     else:
         return []
     advice = (
-        "A collapsed model withstands every attack and finds nothing: train it again, with another loss or weighting."
+        "A collapsed model withstands every attack and finds little: train it again, with another loss or weighting."
     )
     return [Flag("collapsed", "fail" if fails else "pass", said, advice if fails else "", {name: value})]
